@@ -1,0 +1,156 @@
+"""What a caller can ask for: frozen, keyword-only, judged before any path is touched."""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from nucleus_gvisor.model.errors import BadArgument, BadId
+
+
+class NetworkMode(StrEnum):
+    """runsc's `--network` (gvisor.rs:17)."""
+
+    NONE = "none"
+    """Loopback inside the sandbox only; the default."""
+    SANDBOX = "sandbox"
+    """gVisor's own stack over a network namespace made for this launch."""
+    HOST = "host"
+    """The host's stack, shared."""
+
+
+class Platform(StrEnum):
+    """runsc's `--platform` (gvisor.rs:28)."""
+
+    SYSTRAP = "systrap"
+    KVM = "kvm"
+    PTRACE = "ptrace"
+    AUTO = "auto"
+    """What the judged binary itself calls its default; ours, not the reference's."""
+
+    def as_flag(self) -> str:
+        """The flag's value (gvisor.rs:48)."""
+        return self.value
+
+
+class StageMethod(StrEnum):
+    """How the judged bytes are kept from changing until execve."""
+
+    AUTO = "auto"
+    """`sealed`, or `set` when side binaries lie in `gvisor-bin/` beside runsc."""
+    SEALED = "sealed"
+    """A sealed memfd of exactly the judged bytes."""
+    SET = "set"
+    """runsc and its `gvisor-bin/`, copied from sealed memfds to a private read-only tmpfs."""
+    COPY = "copy"
+    """The reference's private copy in `exec-allow/` (gvisor.rs:471)."""
+    STORE = "store"
+    """The judged file itself, in a read-only immutable store (gvisor.rs:467)."""
+
+
+class Confinement(StrEnum):
+    """What the supervisor is held by."""
+
+    MOUNT_LOCKED = "mount-locked"
+    """A private view of the host's mounts, read-only, without execution or set-id, locked by a nested user namespace."""
+    LANDLOCK = "landlock"
+    """The reference's execute-only Landlock allowlist (gvisor.rs:893); not for runsc, which must mount."""
+
+
+class Enforcement(StrEnum):
+    """What happens where the confinement cannot be had."""
+
+    REQUIRED = "required"
+    """The launch fails; the default."""
+    BEST_EFFORT = "best_effort"
+    """The launch goes on unconfined and the record says so."""
+    OFF = "off"
+    """No confinement is tried."""
+
+
+class Program(StrEnum):
+    """What the supervisor is."""
+
+    RUNSC = "runsc"
+    PLAIN = "plain"
+    """A supervisor that never mounts: the reference's Landlock policy can hold it."""
+
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}", re.ASCII)
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+
+def judge_id(container_id: str) -> str:
+    """The id itself, or BadId: runsc takes `.`, `..` and `--help` as ids, some of them as flags."""
+    if not isinstance(container_id, str) or not _ID.fullmatch(container_id):
+        raise BadId(
+            "container id refused",
+            step="Resolve",
+            observed=repr(container_id)[:120],
+            expected="1 to 64 of A-Z a-z 0-9 _ . + -, the first a letter or digit",
+        )
+    return container_id
+
+
+def judge_pin(pin: str) -> str:
+    """The pin as 64 lower-case hex digits, or BadArgument."""
+    text = pin.lower().removeprefix("sha256:")
+    if not _SHA256.fullmatch(text):
+        raise BadArgument("pin refused", step="Resolve", observed=repr(pin)[:120], expected="a SHA-256 in hex")
+    return text
+
+
+@dataclass(frozen=True, kw_only=True)
+class GVisorOciRunOptions:
+    """Options of one launch. The first five are the reference's, with its defaults (gvisor.rs:60).
+
+    `runsc_rootless` and `ignore_cgroups` ask runsc for `--rootless` and `--ignore-cgroups`. Under `mount-locked`
+    both are passed in any case where runsc can take them, because the supervisor then lives in a user namespace of
+    its own. `require_supervisor_exec_policy=True` is the same as `enforcement=REQUIRED`, rootless or not.
+    """
+
+    network_mode: NetworkMode = NetworkMode.NONE
+    ignore_cgroups: bool = False
+    runsc_rootless: bool = False
+    require_supervisor_exec_policy: bool = False
+    platform: Platform = Platform.SYSTRAP
+
+    confinement: Confinement = Confinement.MOUNT_LOCKED
+    enforcement: Enforcement = Enforcement.REQUIRED
+    stage: StageMethod = StageMethod.AUTO
+    program: Program = Program.RUNSC
+    pin: str | None = None
+    """SHA-256 of the runsc that may run, in hex."""
+    artifact_base: Path | None = None
+    """Where the launch keeps its directories; see `nucleus_gvisor.runtime.paths.artifact_base`."""
+    record: Path | None = None
+    """File that the record is appended to; default: one file a launch in `records/` of the artifact base."""
+    allow_hooks: bool = False
+    """Accept a bundle's hooks. They run on the host, as the caller."""
+    allow_flag_annotations: bool = False
+    """Accept `dev.gvisor.flag.*` annotations, which change runsc's own flags."""
+
+    def __post_init__(self) -> None:
+        for name, kind in (
+            ("network_mode", NetworkMode),
+            ("platform", Platform),
+            ("confinement", Confinement),
+            ("enforcement", Enforcement),
+            ("stage", StageMethod),
+            ("program", Program),
+        ):
+            try:
+                object.__setattr__(self, name, kind(getattr(self, name)))
+            except ValueError as error:
+                raise BadArgument(
+                    f"{name} refused", step="Resolve", observed=getattr(self, name), expected=", ".join(kind)
+                ) from error
+        if self.pin is not None:
+            object.__setattr__(self, "pin", judge_pin(self.pin))
+        if self.require_supervisor_exec_policy and self.enforcement is not Enforcement.REQUIRED:
+            raise BadArgument(
+                "require_supervisor_exec_policy contradicts enforcement",
+                step="Resolve",
+                observed=self.enforcement.value,
+                expected="required",
+            )
