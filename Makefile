@@ -1,0 +1,64 @@
+# `make run` shows one launch; `make test` checks everything. Both set up what they need, and say what they did.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: run test check lint format bench clean help setup-run setup-test
+
+# The system's own interpreter first: an ordinary user must be able to execute what the environment is made of.
+PYTHON ?= $(shell for python in /usr/bin/python3 python3; do \
+	if $$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
+	then echo $$python; break; fi; done)
+BIN := .venv/bin
+PROVISION = $(PYTHON) tests/setup/provision.py
+# mypy reports the files below the links that pyproject.toml explains; show them where they are.
+MYPY = $(BIN)/mypy --no-error-summary | sed 's,^\.venv/typing/nucleus_gvisor/,,'
+
+run: setup-run ## Launch one program under gVisor and show its states and its record
+	@$(BIN)/nucleus-gvisor run --show --platform auto -- echo "hello from gVisor"
+
+test: setup-test lint ## Set up everything, then lint, types and all tests with coverage
+	@rm -f .coverage .coverage.*
+	@status=0; $(BIN)/coverage run -m pytest || status=$$?; \
+	$(BIN)/coverage combine --quiet; $(BIN)/coverage report; exit $$status
+
+check: setup-test lint ## The quick part, before each commit: lint, types and the tests that are not slow
+	@$(BIN)/pytest -q -m "not slow"
+
+lint: setup-test ## ruff and mypy
+	@$(BIN)/ruff check --quiet .
+	@$(MYPY)
+
+format: setup-test ## Let ruff lay out the code
+	@$(BIN)/ruff format .
+
+bench: setup-test ## Measure launches
+	@$(BIN)/python benchmarks/run.py
+
+clean: ## Remove what was built here (not the machine's packages, nor the test base)
+	@rm -rf .venv build dist *.egg-info htmlcov .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help: ## Show this
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+# ---- setting up: each stamp is made once, and again when pyproject.toml changes ----
+
+setup-run: $(firstword $(wildcard .venv/installed-test) .venv/installed-run)
+	@$(PROVISION) run
+
+setup-test: .venv/installed-test
+	@$(PROVISION) test
+
+.venv/installed-run: WANTED = .
+.venv/installed-test: WANTED = .[test]
+.venv/installed-run .venv/installed-test: pyproject.toml
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "setup: needs Python 3.11 or newer with venv (Debian: apt-get install python3-venv)" >&2; exit 1; fi
+	@echo "setup: installing $(WANTED) into .venv ($(PYTHON))"
+	@mkdir -p .venv
+	@{ [ -x $(BIN)/pip ] || $(PYTHON) -m venv .venv; $(BIN)/pip install -e '$(WANTED)'; } >.venv/setup.log 2>&1 \
+		|| { cat .venv/setup.log >&2; exit 1; }
+	@mkdir -p .venv/typing/nucleus_gvisor
+	@ln -sfn "$(CURDIR)/model" "$(CURDIR)/runtime" "$(CURDIR)/spec" .venv/typing/nucleus_gvisor/
+	@touch $@

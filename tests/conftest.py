@@ -1,0 +1,90 @@
+"""Fixtures that all tests share. What they need and cannot find makes a test fail, never skip."""
+
+import pwd
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from hypothesis import settings
+
+from tests.setup.provision import NEWER, OLDER, test_base
+from tests.support import app as support_app
+from tests.support import modes as support_modes
+from tests.support import places
+from tests.support.modes import Mode
+
+# A deadline measures the machine, not the code: one that is busy with a sandbox is slow now and then.
+settings.register_profile("nucleus-gvisor", deadline=None, print_blob=True)
+settings.load_profile("nucleus-gvisor")
+
+
+class Release(NamedTuple):
+    """A release of runsc, and the platform that it can run everywhere."""
+
+    path: Path
+    platform: str
+
+
+def _installed(path: Path) -> Path:
+    if not path.is_file():
+        pytest.fail(f"{path} is missing; run: python3 tests/setup/provision.py test", pytrace=False)
+    return path
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    """A fresh private directory of the caller, below nothing that others can write."""
+    with places.private_directory() as path:
+        yield path
+
+
+@pytest.fixture(scope="session")
+def runsc_old() -> Path:
+    """Debian 12's runsc."""
+    return _installed(OLDER)
+
+
+@pytest.fixture(scope="session")
+def runsc_new() -> Path:
+    """Debian 13's runsc."""
+    return _installed(test_base() / NEWER)
+
+
+@pytest.fixture(scope="session", params=["old", "new"])
+def release(request: pytest.FixtureRequest) -> Release:
+    """Both releases of runsc in turn."""
+    if request.param == "old":
+        return Release(_installed(OLDER), "ptrace")
+    return Release(_installed(test_base() / NEWER), "systrap")
+
+
+@pytest.fixture(scope="session")
+def user() -> pwd.struct_passwd:
+    """The ordinary user."""
+    return support_modes.ordinary_user()
+
+
+@pytest.fixture(scope="session")
+def app() -> Iterator[Path]:
+    """A directory for PYTHONPATH with our packages, which every user can import."""
+    places.sweep()
+    with support_app.installed_app() as path:
+        yield path
+
+
+@pytest.fixture
+def modes(app: Path) -> Iterator[dict[str, Mode]]:
+    """All kinds of caller by name, each with a fresh private artifact base."""
+    with ExitStack() as stack:
+        yield {
+            name: Mode(name, app, stack.enter_context(support_modes.private_base(name))) for name in support_modes.NAMES
+        }
+
+
+@pytest.fixture(params=support_modes.NAMES)
+def mode(request: pytest.FixtureRequest, app: Path) -> Iterator[Mode]:
+    """Each kind of caller in turn, with a fresh private artifact base."""
+    with support_modes.private_base(request.param) as path:
+        yield Mode(request.param, app, path)
