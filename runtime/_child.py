@@ -1,0 +1,455 @@
+"""What runs in the child between fork and execve: confine, prove, report, wait, execute.
+
+It runs in two ways: forked from a caller with one thread, or in a fresh interpreter (`python -I -S`) started for a
+caller with several, because other threads' locks do not survive a fork. So it imports only what is cheap, uses
+nothing of its caller but the plan, and talks through one sequenced-packet socket whose end of file is the proof of
+execve.
+
+The order is the point. Descriptors are closed before the first unshare: one that was opened outside would reach
+around everything that follows. Sources of binds are cloned before the host's mounts lose execution, and attached
+afterwards. The nested user namespace comes last: it is what turns the flags into locked ones. Then canaries try
+what must be refused. Kernel rules: mount_namespaces(7) "Restrictions on mount namespaces", mount_setattr(2).
+"""
+
+import _signal
+import marshal
+import os
+import sys
+
+try:
+    from nucleus_gvisor.runtime import _linux as linux
+except ImportError:  # the fresh interpreter knows this folder only, not the packages
+    import _linux as linux  # type: ignore[import-not-found,no-redef]
+
+FAILED = 125
+MAX_PACKET = 1 << 17
+ANSWER_LIMIT = 1 << 16
+ANSWER_SECONDS = 10
+NOWHERE = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NOEXEC
+NOT_DEVICE = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_NOEXEC
+DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+Plan = dict  # type: ignore[type-arg]  # marshal data; the keys are in runtime/steps/confine.py
+
+
+class Refused(Exception):
+    """A part of the confinement failed: (kind, what was done, errno, text), kind a word that the parent maps."""
+
+
+def main(plan: Plan, link: int) -> None:
+    """Do all of it; returns only by _exit or by becoming the image."""
+    step = "start"
+    try:
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
+        os.umask(0o077)
+        _stdio(plan["stdio"])
+        if plan["die_with_parent"]:
+            linux.die_with_parent(_signal.SIGKILL)
+            if os.getppid() != plan["parent"]:
+                os._exit(FAILED)
+        step = "close descriptors"
+        linux.close_all_but({link, *plan["images"].values()})
+        step = plan["confinement"] or "off"
+        image, evidence = _CONFINE[plan["confinement"]](plan)
+        status = os.fstat(image)
+        evidence["image"] = [status.st_dev, status.st_ino]
+        step = "ask"
+        answers = ask(image, plan["questions"], plan["env"])
+        _send(link, ("confined", evidence, answers))
+        _obey(link, image)
+    except Refused as error:
+        _send(link, ("refused", *error.args))
+    except OSError as error:
+        _send(link, ("refused", "call", step, error.errno or 0, str(error)))
+    except BaseException as error:  # whatever it is must reach the parent, and never its caller's code
+        _send(link, ("refused", "defect", step, 0, f"{type(error).__name__}: {error}"))
+    finally:
+        os._exit(FAILED)
+
+
+def _send(link: int, message: tuple[object, ...]) -> None:
+    try:
+        os.write(link, marshal.dumps(message))
+    except OSError:
+        os._exit(FAILED)  # nobody is there to be told
+
+
+def _receive(link: int) -> tuple[object, ...]:
+    packet = os.read(link, MAX_PACKET)
+    return marshal.loads(packet) if packet else ("end",)
+
+
+def _obey(link: int, image: int) -> None:
+    """Wait for the word. A parent that dies says nothing, and then nothing is executed."""
+    word = _receive(link)
+    if word[0] == "exec":
+        argv, env = word[1], word[2]
+        _send(link, ("executing",))
+        linux.close_all_but({link, image})
+        os.set_inheritable(link, False)
+        os.set_inheritable(image, False)
+        try:
+            execute(image, argv, env)  # type: ignore[arg-type]
+        except OSError as error:
+            _send(link, ("exec failed", error.errno or 0, str(error)))
+    elif word[0] == "hold":  # in-place: keep the namespaces until the parent has entered them
+        _receive(link)
+
+
+def execute(image: int, argv: list[bytes], env: dict[bytes, bytes]) -> None:
+    """Become `image`, with default signals, in `/`. Python ignores SIGPIPE and SIGXFSZ; execve would keep that."""
+    os.chdir("/")
+    defaults()
+    os.execve(image, argv, env)
+
+
+def defaults() -> None:
+    """Default dispositions and an empty mask; a signal that came meanwhile takes effect now."""
+    for number in _signal.valid_signals():
+        if number not in (_signal.SIGKILL, _signal.SIGSTOP):
+            _signal.signal(number, _signal.SIG_DFL)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+
+
+def _stdio(descriptors: list[int]) -> None:
+    """Put `descriptors` at 0, 1 and 2; copies first, because one may stand where another is to go."""
+    import fcntl
+
+    copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in descriptors]
+    for target, copy in enumerate(copies):
+        os.dup2(copy, target)
+
+
+# ---- confinements: each returns the descriptor to execute and the evidence ----
+
+
+def _off(plan: Plan) -> tuple[int, dict[str, object]]:
+    return plan["images"]["runsc"], {"confined": "none"}
+
+
+def _landlock(plan: Plan) -> tuple[int, dict[str, object]]:
+    """The reference's execute-only allowlist, without no_new_privs (gvisor.rs:893)."""
+    roots = [_reopen(path, identity) for path, identity in plan["allow"]]
+    linux.landlock_execute_only(roots)
+    for fd in roots:
+        os.close(fd)
+    canaries = [_canary(argv) for argv in plan["canaries"]]
+    evidence = {
+        "confined": "landlock",
+        "abi": linux.landlock_abi(),
+        "canaries": canaries,
+        "allow": [os.fsdecode(path) for path, _ in plan["allow"]],
+    }
+    return plan["images"]["runsc"], evidence
+
+
+def _locked(plan: Plan) -> tuple[int, dict[str, object]]:
+    step = "private mount namespace"
+    try:
+        if privileged():
+            linux.unshare(linux.CLONE_NEWNS)
+        else:
+            enter_user_namespace(linux.CLONE_NEWNS)
+        linux.mount_setattr(linux.AT_FDCWD, b"/", propagation=linux.MS_PRIVATE, recursive=True)
+        # Both the sources and the place are opened again in this namespace and compared with what was judged: a
+        # descriptor from outside is on a mount of the old namespace, and a path may have changed its meaning.
+        step = "clone the bundle's binds"
+        binds = [_clone(*bind) for bind in plan["binds"]]
+        place = _reopen(plan["place"], plan["place_identity"])
+        step = "close the host's mounts"
+        _close_host()
+        step = "private tmpfs"
+        work = linux.new_tmpfs(NOT_DEVICE, mode="0700", size="64m")
+        linux.move_mount(work, place)
+        os.close(place)
+        step = "lay out"
+        lay_out(work, plan)
+        image = _attach(work, plan, binds)
+        os.close(work)
+        step = "lock"
+        enter_user_namespace(linux.CLONE_NEWNS | (linux.CLONE_NEWNET if plan["network"] else 0))
+        if plan["network"]:
+            _hide_root_network_mark()
+        linux.no_new_privs()
+        # The parent is to look at this process through /proc, and in-place to enter its namespaces.
+        linux.set_dumpable()
+    except OSError as error:
+        raise Refused("call", step, error.errno or 0, str(error)) from error
+    return image, _prove(plan)
+
+
+_CONFINE = {None: _off, "landlock": _landlock, "mount-locked": _locked}
+
+
+def privileged() -> bool:
+    """Is CAP_SYS_ADMIN effective in the current user namespace (capabilities(7), /proc/self/status)."""
+    for line in _read(b"/proc/self/status").split(b"\n"):
+        if line.startswith(b"CapEff:"):
+            return bool(int(line.split()[1], 16) >> 21 & 1)
+    return False
+
+
+def enter_user_namespace(more: int) -> None:
+    """A user namespace (and those in `more`) in which the caller's ids are root's and no other id exists."""
+    uid, gid = os.geteuid(), os.getegid()
+    linux.unshare(linux.CLONE_NEWUSER | more)
+    # user_namespaces(7): without CAP_SETGID outside, gid_map may be written only once setgroups is denied.
+    if _read(b"/proc/self/setgroups").strip() != b"deny":
+        _write(b"/proc/self/setgroups", b"deny")
+    _write(b"/proc/self/uid_map", b"0 %d 1" % uid)
+    _write(b"/proc/self/gid_map", b"0 %d 1" % gid)
+
+
+def _read(path: bytes) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        parts = []
+        while part := os.read(fd, 1 << 16):
+            parts.append(part)
+        return b"".join(parts)
+    finally:
+        os.close(fd)
+
+
+def _write(path: bytes, text: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text)
+    finally:
+        os.close(fd)
+
+
+def _reopen(path: bytes, identity: tuple[int, int]) -> int:
+    """An O_PATH descriptor of `path` in this namespace; Refused unless it is still the object that was judged."""
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    status = os.fstat(fd)
+    if (status.st_dev, status.st_ino) != tuple(identity):
+        raise Refused("changed", os.fsdecode(path), 0, "another object lies there than the one that was judged")
+    return fd
+
+
+def _clone(path: bytes, identity: tuple[int, int], target: str, readonly: bool, recursive: bool) -> tuple[int, str]:
+    """A detached mount of `path`, executable for the guest, writable only if the bundle says so."""
+    source = _reopen(path, identity)
+    clone = linux.open_tree(source, recursive=recursive)
+    os.close(source)
+    try:
+        # All of them: releases before mid-2025 remount read-only without naming flags that are locked, and get EPERM.
+        linux.mount_setattr(
+            clone,
+            b"",
+            clear=NOT_DEVICE,
+            set=linux.MOUNT_ATTR_RDONLY if readonly else 0,
+            recursive=recursive,
+        )
+    except PermissionError as error:
+        text = "the host holds it on a mount whose noexec, nosuid or nodev cannot be cleared in a user namespace"
+        raise Refused("bind", os.fsdecode(path), error.errno or 0, text) from error
+    return clone, target
+
+
+def _close_host() -> None:
+    """Nothing of the host can be executed, gain privilege or be written; /proc stays writable, as runsc needs it."""
+    proc_is_readonly = os.statvfs("/proc").f_flag & os.ST_RDONLY
+    linux.mount_setattr(linux.AT_FDCWD, b"/", set=NOWHERE | linux.MOUNT_ATTR_RDONLY, recursive=True)
+    if not proc_is_readonly:
+        linux.mount_setattr(linux.AT_FDCWD, b"/proc", clear=linux.MOUNT_ATTR_RDONLY)
+
+
+def lay_out(work: int, plan: Plan) -> None:
+    """The launch's own directories and the private config.json, below directory `work`; all 0700 and 0600."""
+    for name in ("runsc-root", "runtime", "bundle", "rootfs", "mnt"):
+        os.mkdir(name, 0o700, dir_fd=work)
+    bundle = os.open("bundle", DIRECTORY, dir_fd=work)
+    config = os.open(
+        "config.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=bundle
+    )
+    left = memoryview(plan["config"])
+    while left:
+        left = left[os.write(config, left) :]
+    os.close(config)
+    os.close(bundle)
+    if plan["skeleton"] is not None and plan["confinement"] != "mount-locked":
+        rootfs = os.open("rootfs", DIRECTORY, dir_fd=work)
+        _mount_points(rootfs, plan["skeleton"])
+        os.close(rootfs)
+
+
+def _mount_points(root: int, points: list[tuple[str, bool]]) -> None:
+    """Empty directories (or, for a bind of a file, empty files) at each of `points`, relative to `root`."""
+    for path, is_directory in points:
+        parts = [part for part in path.split("/") if part]
+        parent = os.dup(root)
+        for number, name in enumerate(parts):
+            try:
+                if is_directory or number < len(parts) - 1:
+                    os.mkdir(name, 0o755, dir_fd=parent)
+                    os.chmod(name, 0o755, dir_fd=parent)  # noqa: PTH101  (umask is 077)
+                else:
+                    os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=parent))
+            except FileExistsError:
+                pass
+            if number < len(parts) - 1:
+                below = os.open(name, DIRECTORY, dir_fd=parent)
+                os.close(parent)
+                parent = below
+        os.close(parent)
+
+
+def _attach(work: int, plan: Plan, binds: list[tuple[int, str]]) -> int:
+    """Attach the clones below `work`; returns the descriptor that will be executed."""
+    if plan["skeleton"] is not None:
+        # A file system of its own: below `work` it could be written by one path and executed by the other.
+        skeleton = linux.new_tmpfs(0, mode="0755", size="1m")
+        _mount_points(skeleton, plan["skeleton"])
+        linux.mount_setattr(skeleton, b"", set=linux.MOUNT_ATTR_RDONLY)
+        binds = [(skeleton, "rootfs"), *binds]
+    for clone, target in binds:
+        onto = _target(work, target, os.fstat(clone).st_mode)
+        linux.move_mount(clone, onto)
+        os.close(onto)
+        os.close(clone)
+    if plan["set"]:
+        return _materialise(work, plan["images"])
+    return int(plan["images"]["runsc"])
+
+
+def _target(work: int, target: str, mode: int) -> int:
+    """An O_PATH descriptor of the place `target`, made as directory or file to match what goes there."""
+    if target != "rootfs":
+        if mode & 0o170000 == 0o040000:
+            os.mkdir(target, 0o700, dir_fd=work)
+        else:
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=work))
+    return os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=work)
+
+
+def _materialise(work: int, images: dict[str, int]) -> int:
+    """The set on a tmpfs of its own, read-only before anything can run from it; returns its runsc."""
+    size = sum(os.fstat(fd).st_size for fd in images.values())
+    tree = linux.new_tmpfs(0, mode="0755", size=str(size + (1 << 20)))
+    os.mkdir("gvisor-bin", 0o755, dir_fd=tree)
+    os.chmod("gvisor-bin", 0o755, dir_fd=tree)
+    for name, source in images.items():
+        fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o500, dir_fd=tree)
+        os.fchmod(fd, 0o555)  # runsc may re-execute itself as nobody
+        offset = 0
+        while sent := os.sendfile(fd, source, offset, 1 << 30):
+            offset += sent
+        while part := os.pread(source, 1 << 20, offset - os.fstat(source).st_size):
+            if os.pread(fd, len(part), offset - os.fstat(source).st_size) != part:
+                raise Refused("changed", name, 0, "the copy on the tmpfs differs from the sealed bytes")
+            offset += len(part)
+        os.close(fd)
+    linux.mount_setattr(tree, b"", set=linux.MOUNT_ATTR_RDONLY)
+    os.mkdir("set", 0o700, dir_fd=work)
+    onto = os.open("set", DIRECTORY, dir_fd=work)
+    linux.move_mount(tree, onto)
+    os.close(onto)
+    image = os.open("runsc", os.O_RDONLY | os.O_CLOEXEC, dir_fd=tree)
+    os.close(tree)
+    return image
+
+
+def _hide_root_network_mark() -> None:
+    """Releases up to 2024 take a namespace for the host's when net/core/rmem_max is there; since Linux 6.x it always is.
+
+    The network namespace was made a moment ago by this process: it is not the host's.
+    """
+    core = b"/proc/sys/net/core"
+    if os.path.exists(core + b"/rmem_max"):
+        onto = os.open(core, DIRECTORY)
+        cover = linux.new_tmpfs(NOT_DEVICE | linux.MOUNT_ATTR_RDONLY, size="4k")
+        linux.move_mount(cover, onto)
+        os.close(cover)
+        os.close(onto)
+
+
+# ---- proof, from inside ----
+
+
+def _prove(plan: Plan) -> dict[str, object]:
+    """Try what must be refused, and read the kernel's own list of mounts."""
+    if not linux.has_no_new_privs():
+        raise Refused("proof", "no_new_privs", 0, "is not set")
+    canaries = [_canary(argv) for argv in plan["canaries"]]
+    for attribute, name in ((linux.MOUNT_ATTR_NOEXEC, "noexec"), (linux.MOUNT_ATTR_NOSUID, "nosuid")):
+        try:
+            linux.mount_setattr(linux.AT_FDCWD, b"/", clear=attribute)
+        except PermissionError:
+            continue
+        raise Refused("proof", "undo", 0, f"{name} of / could be cleared from inside")
+    mounts, open_ones = _mounts(plan["place"])
+    if open_ones:
+        raise Refused("proof", os.fsdecode(open_ones[0]), 0, "a host mount without nosuid,noexec is left")
+    return {
+        "confined": "mount-locked",
+        "no_new_privs": True,
+        "canaries": canaries,
+        "undo": "EPERM",
+        "host_mounts": mounts,
+        "user_namespace": os.readlink("/proc/self/ns/user"),
+        "mount_namespace": os.readlink("/proc/self/ns/mnt"),
+        # A fresh memfd or tmpfs can be executed from by whoever can mount; said, not hidden.
+        "memfd": "open",
+    }
+
+
+def _canary(argv: list[bytes]) -> dict[str, str]:
+    """Execute a host program in place: it must be refused. If it is not, this process becomes it, and nothing runs."""
+    try:
+        os.execve(argv[0], argv, {})
+    except PermissionError:
+        return {"path": os.fsdecode(argv[0]), "answer": "EACCES"}
+    except OSError as error:
+        raise Refused("proof", os.fsdecode(argv[0]), error.errno or 0, "was not refused by the confinement") from error
+
+
+def _mounts(place: bytes) -> tuple[int, list[bytes]]:
+    """How many host mounts there are, and those that lack a flag; ours lie below `place` (proc(5), mountinfo)."""
+    open_ones, count = [], 0
+    for line in _read(b"/proc/self/mountinfo").splitlines():
+        fields = line.split(b" ")
+        point = fields[4].decode("unicode_escape").encode("latin-1")
+        if point.startswith(place + b"/"):
+            continue
+        count += 1
+        if not {b"nosuid", b"noexec"} <= set(fields[5].split(b",")):
+            open_ones.append(point)
+    return count, open_ones
+
+
+def ask(image: int, questions: list[list[bytes]], env: dict[bytes, bytes]) -> list[tuple[int, bytes]]:
+    """Run the image once for each argv, where it is confined; (wait status, output) of each, bounded in time and size."""
+    started = []
+    for argv in questions:
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                null = os.open("/dev/null", os.O_RDWR)
+                for target, fd in enumerate((null, writer, writer)):
+                    os.dup2(fd, target)
+                _signal.alarm(ANSWER_SECONDS)  # the kernel's own bound: it survives execve
+                execute(image, argv, env)
+            finally:
+                os._exit(FAILED)
+        os.close(writer)
+        started.append((pid, reader))
+    return [_answer(pid, reader) for pid, reader in started]
+
+
+def _answer(pid: int, reader: int) -> tuple[int, bytes]:
+    output = b""
+    while len(output) < ANSWER_LIMIT and (part := os.read(reader, ANSWER_LIMIT)):
+        output += part
+    os.close(reader)
+    return os.waitpid(pid, 0)[1], output
+
+
+def fresh() -> None:
+    """Entry of the fresh interpreter: the plan is in the memfd, the socket beside it (argv: plan, link)."""
+    plan_fd, link = int(sys.argv[1]), int(sys.argv[2])
+    size = os.fstat(plan_fd).st_size
+    plan = marshal.loads(os.pread(plan_fd, size, 0))
+    main(plan, link)

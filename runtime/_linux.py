@@ -1,0 +1,190 @@
+"""System calls that Python does not offer, one thin function each. No policy here.
+
+Each raises OSError whose text is the call with its arguments. Constants name their header. Numbers are those of
+x86-64 and of the architectures that share the generic table from 424 on (arm64, riscv64).
+"""
+
+import ctypes
+import os
+from typing import Any
+
+# linux/sched.h
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWNET = 0x40000000
+# linux/mount.h
+MOUNT_ATTR_RDONLY = 0x1
+MOUNT_ATTR_NOSUID = 0x2
+MOUNT_ATTR_NODEV = 0x4
+MOUNT_ATTR_NOEXEC = 0x8
+MS_PRIVATE = 1 << 18
+OPEN_TREE_CLONE = 1
+OPEN_TREE_CLOEXEC = os.O_CLOEXEC
+MOVE_MOUNT_F_EMPTY_PATH = 0x4
+MOVE_MOUNT_T_EMPTY_PATH = 0x40
+FSCONFIG_SET_STRING = 1
+FSCONFIG_CMD_CREATE = 6
+FSOPEN_CLOEXEC = FSMOUNT_CLOEXEC = 1
+# linux/fcntl.h
+AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
+AT_RECURSIVE = 0x8000
+F_ADD_SEALS, F_GET_SEALS = 1033, 1034
+F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_WRITE = 1, 2, 4, 8
+# linux/close_range.h
+CLOSE_RANGE_CLOEXEC = 4
+# linux/prctl.h
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_GET_NO_NEW_PRIVS = 1, 4, 38, 39
+# linux/landlock.h
+LANDLOCK_CREATE_RULESET_VERSION = 1
+LANDLOCK_RULE_PATH_BENEATH = 1
+LANDLOCK_ACCESS_FS_EXECUTE = 1
+# elf.h (auxiliary vector)
+AT_SECURE = 23
+
+_NUMBERS = {
+    "open_tree": 428, "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432, "close_range": 436,
+    "mount_setattr": 442, "landlock_create_ruleset": 444, "landlock_add_rule": 445, "landlock_restrict_self": 446,
+}  # fmt: skip
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.getauxval.restype = ctypes.c_ulong
+_libc.syscall.restype = ctypes.c_long
+
+
+class _MountAttr(ctypes.Structure):  # struct mount_attr, linux/mount.h
+    _fields_ = [(name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")]
+
+
+class _RulesetAttr(ctypes.Structure):  # struct landlock_ruleset_attr, linux/landlock.h (first ABI)
+    _fields_ = [("handled_access_fs", ctypes.c_uint64)]
+
+
+class _PathBeneath(ctypes.Structure):  # struct landlock_path_beneath_attr, packed
+    _pack_ = 1
+    _fields_ = [("allowed_access", ctypes.c_uint64), ("parent_fd", ctypes.c_int32)]
+
+
+def _shown(argument: object) -> str:
+    if isinstance(argument, int):
+        return str(argument) if abs(argument) < 4096 else hex(argument)
+    return repr(argument) if isinstance(argument, bytes | str) else "&"
+
+
+def _checked(result: int, name: str, arguments: tuple[Any, ...]) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        text = f"{name}({', '.join(_shown(a) for a in arguments)}): {os.strerror(number)}"
+        raise OSError(number, text)
+    return result
+
+
+def _syscall(name: str, *arguments: Any) -> int:
+    passed = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
+    return _checked(_libc.syscall(ctypes.c_long(_NUMBERS[name]), *passed), name, arguments)
+
+
+def unshare(flags: int) -> None:
+    """unshare(2)."""
+    _checked(_libc.unshare(flags), "unshare", (flags,))
+
+
+def setns(fd: int, flags: int) -> None:
+    """setns(2) with a pidfd: all namespaces in `flags` at once, or none."""
+    _checked(_libc.setns(fd, flags), "setns", (fd, flags))
+
+
+def mount_setattr(
+    fd: int, path: bytes, *, set: int = 0, clear: int = 0, propagation: int = 0, recursive: bool = False
+) -> None:
+    """mount_setattr(2), Linux 5.12: all mounts of the tree or none."""
+    attr = _MountAttr(set, clear, propagation, 0)
+    flags = (0 if path else AT_EMPTY_PATH) | (AT_RECURSIVE if recursive else 0)
+    _syscall("mount_setattr", fd, path, flags, ctypes.byref(attr), ctypes.sizeof(attr))
+
+
+def open_tree(fd: int, *, recursive: bool = False) -> int:
+    """A detached copy of the mount that O_PATH descriptor `fd` is on, rooted there; open_tree(2), Linux 5.2."""
+    flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+    return _syscall("open_tree", fd, b"", flags)
+
+
+def move_mount(mount: int, onto: int) -> None:
+    """Attach detached `mount` at O_PATH descriptor `onto`; move_mount(2), Linux 5.2."""
+    _syscall("move_mount", mount, b"", onto, b"", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)
+
+
+def new_tmpfs(attributes: int, **options: str) -> int:
+    """A detached tmpfs with mount `attributes`; fsopen(2), fsconfig(2), fsmount(2), Linux 5.2."""
+    context = _syscall("fsopen", b"tmpfs", FSOPEN_CLOEXEC)
+    try:
+        for key, value in options.items():
+            _syscall("fsconfig", context, FSCONFIG_SET_STRING, key.encode(), value.encode(), 0)
+        _syscall("fsconfig", context, FSCONFIG_CMD_CREATE, None, None, 0)
+        return _syscall("fsmount", context, FSMOUNT_CLOEXEC, attributes)
+    finally:
+        os.close(context)
+
+
+def close_range(first: int, last: int, flags: int = 0) -> None:
+    """close_range(2), Linux 5.9 (5.11 for CLOSE_RANGE_CLOEXEC)."""
+    _syscall("close_range", first, last, flags)
+
+
+def close_all_but(keep: set[int]) -> None:
+    """Close every descriptor from 3 on that is not in `keep`, through the kernel's own table, not a guess at its size."""
+    first = 3
+    for fd in sorted(k for k in keep if k >= 3):
+        if fd > first:
+            close_range(first, fd - 1)
+        first = fd + 1
+    close_range(first, 0x7FFFFFFF)
+
+
+def no_new_privs() -> None:
+    """PR_SET_NO_NEW_PRIVS; never undone, inherited by all that follow."""
+    _checked(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl", (PR_SET_NO_NEW_PRIVS, 1))
+
+
+def has_no_new_privs() -> bool:
+    """PR_GET_NO_NEW_PRIVS."""
+    return _checked(_libc.prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0), "prctl", (PR_GET_NO_NEW_PRIVS,)) == 1
+
+
+def set_dumpable() -> None:
+    """PR_SET_DUMPABLE: /proc entries of this process are its user's again, after a change of credentials took them."""
+    _checked(_libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0), "prctl", (PR_SET_DUMPABLE, 1))
+
+
+def die_with_parent(signal: int) -> None:
+    """PR_SET_PDEATHSIG: `signal` to this process when the thread that made it ends."""
+    _checked(_libc.prctl(PR_SET_PDEATHSIG, signal, 0, 0, 0), "prctl", (PR_SET_PDEATHSIG, signal))
+
+
+def elevated() -> bool:
+    """True in a set-id or capability-raised program (AT_SECURE): its environment is the invoker's, not its own."""
+    return bool(_libc.getauxval(AT_SECURE)) or os.getuid() != os.geteuid() or os.getgid() != os.getegid()
+
+
+def landlock_abi() -> int:
+    """The kernel's Landlock version, from 1; 0 where there is none."""
+    try:
+        return _syscall("landlock_create_ruleset", None, 0, LANDLOCK_CREATE_RULESET_VERSION)
+    except OSError:
+        return 0
+
+
+def landlock_execute_only(beneath: list[int]) -> None:
+    """Restrict execution to what lies beneath the O_PATH descriptors `beneath`, for this thread and its children.
+
+    Handles LANDLOCK_ACCESS_FS_EXECUTE alone (landlock(7)); without no_new_privs it needs CAP_SYS_ADMIN.
+    """
+    attr = _RulesetAttr(LANDLOCK_ACCESS_FS_EXECUTE)
+    ruleset = _syscall("landlock_create_ruleset", ctypes.byref(attr), ctypes.sizeof(attr), 0)
+    try:
+        for fd in beneath:
+            rule = _PathBeneath(LANDLOCK_ACCESS_FS_EXECUTE, fd)
+            _syscall("landlock_add_rule", ruleset, LANDLOCK_RULE_PATH_BENEATH, ctypes.byref(rule), 0)
+        _syscall("landlock_restrict_self", ruleset, 0)
+    finally:
+        os.close(ruleset)

@@ -1,0 +1,172 @@
+"""What a launch has on disk: its lock, its directory, and how both go again.
+
+Below the artifact base lie `locks/ID` and the container's directory `ID`. A lock is held by flock while the launcher
+lives; the owner written in it (a process, by pid and start time) keeps it taken for as long as the sandbox runs.
+Whoever takes a lock that nobody holds any more collects what its last holder left.
+"""
+
+import fcntl
+import hashlib
+import os
+import re
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from nucleus_gvisor.model.errors import Busy
+from nucleus_gvisor.runtime.paths import calls, enter, file_id, remove_tree
+
+_HEX32 = re.compile(r"[0-9a-f]{32}", re.ASCII)
+_OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def state_component(container_id: str) -> str:
+    """The name of the container's directory: the id itself when it is 32 lower-case hex digits, else a digest of it.
+
+    The whole SHA-256, where the reference keeps half and folds case (gvisor.rs:536).
+    """
+    if _HEX32.fullmatch(container_id):
+        return container_id
+    return "id-" + hashlib.sha256(container_id.encode()).hexdigest()
+
+
+def owner_line(pid: int) -> bytes:
+    """Which process `pid` is, so that a later one with the same number is not taken for it."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        started = file.read().rpartition(b")")[2].split()[19]  # field 22, proc(5)
+    return b"%d %s %s %s\n" % (pid, started, _boot(), os.readlink("/proc/self/ns/pid").encode())
+
+
+def _boot() -> bytes:
+    with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+        return file.read().strip()
+
+
+def owner_lives(line: bytes) -> bool:
+    """Does the process that `line` names still run. One in another pid namespace cannot be asked: it counts as alive."""
+    fields = line.split()
+    if len(fields) != 4:
+        return False
+    if fields[2] != _boot():
+        return False
+    if fields[3] != os.readlink("/proc/self/ns/pid").encode():
+        return True
+    try:
+        with open(b"/proc/%s/stat" % fields[0], "rb") as file:
+            tail = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return False
+    return tail[19] == fields[1] and tail[0] not in (b"Z", b"X")
+
+
+@dataclass
+class Place:
+    """One container's lock and directory below an open artifact base."""
+
+    base: int
+    base_path: bytes
+    component: str
+    locks: int = -1
+    lock: int = -1
+    directory: int = -1
+    problems: list[OSError] = field(default_factory=list)
+
+    @property
+    def path(self) -> bytes:
+        return self.base_path + b"/" + self.component.encode()
+
+    def take(self) -> None:
+        """Take the lock, or Busy. What a dead launch left under this id is collected."""
+        if self.locks < 0:
+            self.locks = enter(self.base, b"locks", self.base_path + b"/locks", create=True)
+        fd = take_lock(self.locks, self.component, self.base_path + b"/locks/" + self.component.encode(), create=True)
+        if fd is None:
+            raise Busy(
+                "another launch holds this container id",
+                step="Prepare",
+                path=self.path,
+                observed="its lock is taken",
+                hint="choose another id, or wait for that launch to end",
+            )
+        self.lock = fd
+        os.ftruncate(fd, 0)
+
+    def own(self, pid: int) -> None:
+        """Write into the lock that process `pid` is the one that it is held for."""
+        with calls("Exec", self.path):
+            os.pwrite(self.lock, owner_line(pid), 0)
+
+    def make(self) -> None:
+        """A new, empty, private directory for the container, after what an earlier launch left is gone."""
+        remove_tree(self.base, self.component.encode(), self.problems.append)
+        with calls("Prepare", self.path):
+            os.mkdir(self.component, 0o700, dir_fd=self.base)
+        self.directory = enter(self.base, self.component.encode(), self.path, create=False)
+
+    def remove(self) -> list[OSError]:
+        """Remove directory and lock; the failures, in order, when something has to stay."""
+        self.problems.clear()
+        if self.directory >= 0:
+            os.close(self.directory)
+            self.directory = -1
+        if self.lock >= 0:
+            remove_tree(self.base, self.component.encode(), self.problems.append)
+            if not self.problems:
+                with suppress(FileNotFoundError):
+                    os.unlink(self.component, dir_fd=self.locks)
+            os.close(self.lock)
+            self.lock = -1
+        return self.problems
+
+    def close(self) -> None:
+        """Close all descriptors; the lock stays as its owner line says."""
+        for name in ("directory", "lock", "locks", "base"):
+            if (fd := getattr(self, name)) >= 0:
+                os.close(fd)
+                setattr(self, name, -1)
+
+
+def take_lock(locks: int, component: str, path: bytes, *, create: bool) -> int | None:
+    """A locked descriptor of the lock file, or None when it is taken."""
+    while True:
+        try:
+            with calls("Prepare", path):
+                fd = os.open(component, _OPEN if create else _OPEN & ~os.O_CREAT, 0o600, dir_fd=locks)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        # Its last holder may have removed the name while we waited for the lock: then it locks nothing.
+        try:
+            current = file_id(os.stat(component, dir_fd=locks, follow_symlinks=False))
+        except FileNotFoundError:
+            os.close(fd)
+            if not create:
+                return None
+            continue
+        if current != file_id(os.fstat(fd)):
+            os.close(fd)
+            continue
+        if owner_lives(os.pread(fd, 512, 0)):
+            os.close(fd)
+            return None
+        return fd
+
+
+def collect(base: int, base_path: bytes, locks: int) -> list[str]:
+    """Remove what dead launches left below the base; the directories' names. Spec: GVisorRuntime!Collect.
+
+    A live launch is safe: its lock is held, or names a process that runs.
+    """
+    gone = []
+    for component in os.listdir(locks):
+        try:
+            fd = take_lock(locks, component, base_path, create=False)
+        except Exception:  # noqa: S112  (someone else's collector was faster, or it is no lock: not ours to judge)
+            continue
+        if fd is None:
+            continue
+        place = Place(os.dup(base), base_path, component, os.dup(locks), fd)
+        if not place.remove():
+            gone.append(component)
+        place.close()
+    return gone

@@ -1,0 +1,291 @@
+"""GVisorRuntime: the reference's public interface, on the verified launch (gvisor.rs:96)."""
+
+import os
+import secrets
+import signal as signals
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, NoReturn, Self
+
+from nucleus_gvisor.model.errors import BadBase, LaunchError
+from nucleus_gvisor.runtime import runsc
+from nucleus_gvisor.runtime.audit import Record
+from nucleus_gvisor.runtime.bundle import OciBundle
+from nucleus_gvisor.runtime.cleanup import state_component
+from nucleus_gvisor.runtime.identity import Identity
+from nucleus_gvisor.runtime.launch import Launch
+from nucleus_gvisor.runtime.options import Confinement, Enforcement, GVisorOciRunOptions, NetworkMode, Platform, judge_id
+from nucleus_gvisor.runtime.paths import artifact_base
+from nucleus_gvisor.runtime.steps import resolve, stage
+from nucleus_gvisor.runtime.supervisor import Supervisor
+
+Bundle = OciBundle | str | os.PathLike[str]
+Stream = int | IO[bytes] | IO[str] | None
+"""A descriptor, an object with `fileno()`, or None for the caller's own."""
+
+
+class RunscPath(str):
+    """A path that `resolve_path` judged; `sha256` names the bytes that lay there, for `with_path` to pin.
+
+    Resolved before entering a user namespace, where root's files have no owner that can be told from anyone's.
+    """
+
+    sha256: str
+
+    def __new__(cls, path: str, sha256: str) -> Self:
+        self = super().__new__(cls, path)
+        self.sha256 = sha256
+        return self
+
+
+class SandboxProcess:
+    """A running sandbox: the supervisor's process, and the launch's record. Made by `GVisorRuntime.spawn` alone.
+
+    Safe to use from several threads. `wait` (or a `with` block) removes what the launch had on disk; a handle that
+    is dropped leaves that to the next launch.
+    """
+
+    def __init__(self, launch: Launch) -> None:
+        assert launch.confined is not None and launch.place is not None
+        self._child: Supervisor = launch.confined.child
+        self._place = launch.place
+        self._lock = threading.Lock()
+        self.container_id = launch.container_id
+        self.pid = self._child.pid
+        """Process id of the supervisor (runsc)."""
+        self.pidfd = self._child.pidfd
+        """Descriptor that becomes readable when it ends; -1 once it was waited for."""
+        self.record: Record = launch.record
+        """What the launch left in writing."""
+        self.returncode: int | None = None
+        """The guest's exit status (128 + signal when a signal ended it), -N when signal N ended the supervisor
+        itself; None while it runs."""
+        self.problems: tuple[OSError, ...] = ()
+        """What could not be removed afterwards; the next launch collects it."""
+
+    @property
+    def achieved(self) -> str:
+        """The confinement that was achieved and proved: `mount-locked`, `landlock` or `none`."""
+        return str(self.record.lines[-1].facts["confined"])
+
+    def poll(self) -> int | None:
+        """`returncode`, looking whether there is one."""
+        with self._lock:
+            if self.returncode is None:
+                self._reap(os.WNOHANG)
+            return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The returncode, when the sandbox has ended; TimeoutError after `timeout` seconds, with it still running."""
+        import select
+
+        pidfd = self.pidfd
+        if pidfd >= 0:
+            poll = select.poll()
+            poll.register(pidfd, select.POLLIN)
+            if not poll.poll(None if timeout is None else max(0, timeout) * 1000):
+                raise TimeoutError(f"sandbox {self.container_id} still runs after {timeout} s")
+        with self._lock:
+            if self.returncode is None:
+                self._reap(0)
+            assert self.returncode is not None
+            return self.returncode
+
+    def _reap(self, flags: int) -> None:
+        result = os.waitid(os.P_PIDFD, self._child.pidfd, os.WEXITED | flags)
+        if result is None:
+            return
+        self.returncode = result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
+        self._child.hang_up()
+        os.close(self._child.pidfd)
+        self.pidfd = self._child.pidfd = -1
+        self.problems = tuple(self._place.remove())
+        self._place.close()
+
+    def send_signal(self, number: int) -> None:
+        """Send `number` to the supervisor, which passes it on to the guest; nothing happens once it has ended."""
+        with self._lock:
+            if self.returncode is None:
+                with suppress(ProcessLookupError):
+                    signals.pidfd_send_signal(self._child.pidfd, number)
+
+    def kill(self) -> None:
+        """End the sandbox at once: the supervisor by SIGKILL, and with it all its processes."""
+        self.send_signal(signals.SIGKILL)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.poll() is None:
+            self.kill()
+        self.wait()
+
+    def __repr__(self) -> str:
+        return f"<SandboxProcess {self.container_id} pid={self.pid} returncode={self.returncode}>"
+
+
+class GVisorRuntime:
+    """A judged runsc, and the ways to launch it (gvisor.rs:96).
+
+    `GVisorRuntime()` looks for it in the system paths (and, unprivileged, in PATH) and raises NotFound or Untrusted.
+    Each launch judges it anew: what is kept is where it was, not a verdict.
+    """
+
+    def __init__(self) -> None:
+        self._path: str | None = self.resolve_path()
+        self._pin: str | None = None
+
+    @classmethod
+    def searching(cls) -> Self:
+        """A runtime that searches at each launch, so that a runsc which is not there is that launch's failure."""
+        self = cls.__new__(cls)
+        self._path = self._pin = None
+        return self
+
+    @classmethod
+    def with_path(cls, path: str | bytes | os.PathLike[str], *, pin: str | None = None) -> Self:
+        """A runtime that uses the runsc at `path` and no other (gvisor.rs:115). It is judged at each launch.
+
+        A path from `resolve_path` brings the digest of what lay there as its pin.
+        """
+        self = cls.__new__(cls)
+        self._path = os.fsdecode(path)
+        self._pin = pin or getattr(path, "sha256", None)
+        return self
+
+    @staticmethod
+    def resolve_path() -> RunscPath:
+        """Where the trusted runsc lies (gvisor.rs:122). Call it before entering a user namespace."""
+        judged = resolve.resolve(None, Identity.current())
+        try:
+            sealed = stage.sealed(judged.runsc)
+            os.close(sealed.fd)
+            return RunscPath(os.fsdecode(judged.runsc.path), sealed.sha256)
+        finally:
+            judged.close()
+
+    @staticmethod
+    def is_available() -> bool:
+        """Is there a runsc that would be used (gvisor.rs:402)."""
+        try:
+            resolve.resolve(None, Identity.current()).close()
+        except LaunchError:
+            return False
+        return True
+
+    @property
+    def path(self) -> str | None:
+        """Where this runtime's runsc lies; None when each launch searches."""
+        return self._path
+
+    def release(self, *, enforcement: Enforcement = Enforcement.REQUIRED) -> runsc.Release:
+        """What the binary says of itself, asked from its sealed bytes in a confined child, bounded in time.
+
+        Raises what a launch raises up to Confined; with enforcement `off` the child is not confined.
+        """
+        options = GVisorOciRunOptions(platform=Platform.AUTO, enforcement=enforcement, pin=self._pin)
+        launch = self._launch(secrets.token_hex(16), OciBundle.build(["true"]), options)
+        try:
+            return launch.ask()
+        finally:
+            launch.abandon()
+
+    def version(self) -> str:
+        """What `runsc --version` prints, stripped (gvisor.rs:407)."""
+        return self.release().text
+
+    def exec_with_oci_bundle(self, container_id: str, bundle: Bundle) -> NoReturn:
+        """Replace the calling process with the sandbox, with default options (gvisor.rs:294)."""
+        self.exec_with_oci_bundle_options(container_id, bundle, GVisorOciRunOptions())
+
+    def exec_with_oci_bundle_options(
+        self, container_id: str, bundle: Bundle, options: GVisorOciRunOptions
+    ) -> NoReturn:
+        """Replace the calling process, which must have one thread, with the sandbox (gvisor.rs:310).
+
+        Returns only by raising a LaunchError. The caller is then as it was, unless the error is an ExecFailed whose
+        `restricted` is set: the process has then entered the confinement, and must exit.
+        """
+        self._launch(container_id, bundle, options, in_place=True).drive()
+        raise AssertionError("an in-place launch returned")
+
+    def exec_with_oci_bundle_network(
+        self,
+        container_id: str,
+        bundle: Bundle,
+        network_mode: NetworkMode,
+        ignore_cgroups: bool,
+        runsc_rootless: bool,
+        require_supervisor_exec_policy: bool,
+        platform: Platform,
+    ) -> NoReturn:
+        """The same with the reference's positional options (gvisor.rs:377)."""
+        self.exec_with_oci_bundle_options(
+            container_id,
+            bundle,
+            GVisorOciRunOptions(
+                network_mode=network_mode,
+                ignore_cgroups=ignore_cgroups,
+                runsc_rootless=runsc_rootless,
+                require_supervisor_exec_policy=require_supervisor_exec_policy,
+                platform=platform,
+            ),
+        )
+
+    def spawn(
+        self,
+        container_id: str,
+        bundle: Bundle,
+        options: GVisorOciRunOptions | None = None,
+        *,
+        stdin: Stream = None,
+        stdout: Stream = None,
+        stderr: Stream = None,
+        die_with_thread: bool = False,
+    ) -> SandboxProcess:
+        """Launch in a child process and return its handle once the kernel executes the verified image.
+
+        Safe in a process with several threads. `die_with_thread` has the kernel kill the sandbox when the calling
+        thread ends, however it ends. Raises a LaunchError with the record on it; the caller is then as it was.
+        """
+        streams = (stdin, stdout, stderr)
+        stdio = tuple(_descriptor(stream, number) for number, stream in enumerate(streams))
+        launch = self._launch(
+            container_id, bundle, options or GVisorOciRunOptions(), stdio=stdio, die_with_parent=die_with_thread
+        )
+        launch.drive()
+        launch.release()
+        return SandboxProcess(launch)
+
+    def _launch(self, container_id: str, bundle: Bundle, options: GVisorOciRunOptions, **how: object) -> Launch:
+        from dataclasses import replace
+
+        if options.pin is None and self._pin is not None:
+            options = replace(options, pin=self._pin)
+        path = None if self._path is None else os.fsencode(self._path)
+        return Launch(container_id, bundle, options, runsc_path=path, **how)  # type: ignore[arg-type]
+
+    # ---- what the reference keeps private and its tests use ----
+
+    @staticmethod
+    def runsc_root(container_id: str, base: os.PathLike[str] | None = None) -> Path:
+        """runsc's own root for this id (gvisor.rs:482): ARTIFACT_BASE/COMPONENT/runsc-root."""
+        path = os.fsdecode(artifact_base(base, Identity.current()))
+        return Path(path) / state_component(judge_id(container_id)) / "runsc-root"
+
+    @staticmethod
+    def exec_environment(runtime_dir: os.PathLike[str]) -> Mapping[bytes, bytes]:
+        """The environment that runsc gets (gvisor.rs:423)."""
+        return runsc.environment(os.fsencode(runtime_dir))
+
+
+def _descriptor(stream: Stream, default: int) -> int:
+    if stream is None:
+        return default
+    return stream if isinstance(stream, int) else stream.fileno()
+
+
+__all__ = ["BadBase", "Confinement", "GVisorRuntime", "RunscPath", "SandboxProcess"]

@@ -1,0 +1,508 @@
+"""One launch: the machine, its steps, its record. This is the story; each step's work is in its own module.
+
+Options and bundle go in, `drive` fires one action after the other, and every effect is asked for by the machine
+through `observe` (look, before the guards judge) and `perform` (do, and show that it is done).
+"""
+
+import os
+import resource
+import secrets
+import stat
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from nucleus_gvisor.model.errors import (
+    BadArgument,
+    BadBundle,
+    ConfineFailed,
+    GuardRefused,
+    Incompatible,
+    LaunchError,
+    Limit,
+    NotProved,
+    StepFailed,
+    Unsupported,
+)
+from nucleus_gvisor.model.facts import Facts
+from nucleus_gvisor.model.machine import LaunchMachine, fresh
+from nucleus_gvisor.model.record import TransitionRecord
+from nucleus_gvisor.model.table import CONFINE, STAGE, failure_row
+from nucleus_gvisor.runtime import _child, runsc
+from nucleus_gvisor.runtime.audit import Record
+from nucleus_gvisor.runtime.bundle import OciBundle
+from nucleus_gvisor.runtime.cleanup import Place
+from nucleus_gvisor.runtime.identity import Identity
+from nucleus_gvisor.runtime.options import (
+    Confinement,
+    Enforcement,
+    GVisorOciRunOptions,
+    NetworkMode,
+    Program,
+    StageMethod,
+    judge_id,
+)
+from nucleus_gvisor.runtime.paths import artifact_base, file_id, open_private
+from nucleus_gvisor.runtime.steps import confine, exec_, fail, prepare, resolve, stage
+
+LIMITS = {
+    resource.RLIMIT_NOFILE: ("RLIMIT_NOFILE", 128),
+    resource.RLIMIT_FSIZE: ("RLIMIT_FSIZE", 1 << 30),
+    resource.RLIMIT_AS: ("RLIMIT_AS", 1 << 36),
+    resource.RLIMIT_NPROC: ("RLIMIT_NPROC", 64),
+}
+"""Limit -> its name and the least soft value with which runsc starts; below, it fails or hangs after exec."""
+_SKIPPABLE = (ConfineFailed, NotProved, Incompatible)
+
+
+class Launch:
+    """The steps of one launch (the machine's `Steps`), and the one place that holds what they made.
+
+    `bundle` is an OciBundle, or the directory of one, which is then loaded and judged in Prepare.
+    """
+
+    def __init__(
+        self,
+        container_id: str,
+        bundle: OciBundle | str | os.PathLike[str],
+        options: GVisorOciRunOptions,
+        *,
+        runsc_path: bytes | None = None,
+        in_place: bool = False,
+        stdio: tuple[int, int, int] = (0, 1, 2),
+        die_with_parent: bool = False,
+        fresh_interpreter: bool | None = None,
+    ) -> None:
+        self.container_id, self.options, self.record = container_id, options, Record()
+        self.launch_id = secrets.token_hex(16)
+        self._bundle, self._runsc_path, self._in_place = bundle, runsc_path, in_place
+        self._stdio, self._die_with_parent, self._fresh = stdio, die_with_parent, fresh_interpreter
+        self._identity: Identity | None = None
+        self._judged: resolve.Judged | None = None
+        self.place: Place | None = None
+        self._guest: prepare.Guest | None = None
+        self._held: dict[str, stage.Sealed] = {}
+        self._staged: stage.Staged | None = None
+        self._plan: dict[str, Any] = {}
+        self.confined: confine.Confined | None = None
+        self._trouble: LaunchError | None = None
+        self._looks: dict[str, Callable[[], None]] = {
+            "Prepare": self._look_prepare,
+            **dict.fromkeys(STAGE.values(), self._look_stage),
+            "ConfineLocked": lambda: self._look_confine(Confinement.MOUNT_LOCKED),
+            "ConfineLandlock": lambda: self._look_confine(Confinement.LANDLOCK),
+            "ConfineSkipped": lambda: self._look_confine(None),
+        }
+        self._acts: dict[str, Callable[[Facts], Mapping[str, object]]] = {
+            "Resolve": self._resolve,
+            "Prepare": self._prepare,
+            **dict.fromkeys(STAGE.values(), self._stage),
+            **dict.fromkeys((*CONFINE.values(), "ConfineSkipped"), self._confine),
+            "Exec": self._exec,
+        }
+
+    # ---- the story ----
+
+    def drive(self) -> None:
+        """Take the launch to Exec'd, or to Failed and raise why.
+
+        Raises a LaunchError with the record on it. What interrupts (KeyboardInterrupt, MemoryError) unwinds the
+        launch likewise, and is raised as it came. In place, a success does not return.
+        """
+        machine: LaunchMachine | None = None
+        try:
+            if self.options.record is not None:
+                self.record.open(self.options.record)
+            self._look(self._look_resolve)
+            machine = LaunchMachine(
+                self._begin(), self, sink=self._sink, launch=self.launch_id, container=str(self.container_id)[:64]
+            )
+            machine.fire("Resolve")
+            machine.fire("Prepare")
+            machine.fire(STAGE[machine.facts.method])
+            self._fire_confine(machine)
+            machine.fire("Exec")
+        except BaseException as error:
+            raise self._failed(machine, error) from error.__cause__
+        finally:
+            self.record.close()
+
+    def _begin(self) -> Facts:
+        options = self.options
+        method = options.stage.value
+        if options.stage is StageMethod.AUTO:
+            method = "set" if self._judged is not None and self._judged.side else "sealed"
+        return fresh(
+            enforcement=options.enforcement.value,
+            confinement=options.confinement.value,
+            method=method,
+            program=options.program.value,
+            pin="none" if options.pin is None else "match",
+        )
+
+    def _fire_confine(self, machine: LaunchMachine) -> None:
+        if self.options.enforcement is Enforcement.OFF:
+            machine.fire("ConfineSkipped")
+            return
+        try:
+            machine.fire(CONFINE[self.options.confinement.value])
+        except LaunchError:
+            why = self._trouble
+            if self.options.enforcement is not Enforcement.BEST_EFFORT or not isinstance(why, _SKIPPABLE):
+                raise
+            self._trouble = None
+            machine.fire("ConfineSkipped", why.shows)
+
+    def _failed(self, machine: LaunchMachine | None, error: BaseException) -> BaseException:
+        """End in Failed, and say why: what the steps found rather than the guard that refused because of it."""
+        reason = error
+        if isinstance(error, GuardRefused) and self._trouble is not None:
+            reason = self._trouble
+        told = reason if isinstance(reason, LaunchError) else StepFailed(f"interrupted: {reason!r}")
+        if machine is None:
+            self._unwind()
+        else:
+            machine.fail(told)
+        if not isinstance(reason, LaunchError) and isinstance(reason, OSError):
+            told.__cause__ = reason
+            reason = told
+        told.record = self.record
+        return reason
+
+    def _sink(self, line: TransitionRecord) -> None:
+        """Have the line on disk; in place, Exec's line is followed by execve itself, and taken back when it refuses."""
+        self.record.append(line)
+        if self._in_place and line.action == "Exec":
+            try:
+                argv, env = self._command()
+                assert self._staged is not None
+                exec_.in_place(self._staged.images["runsc"], argv, env)
+            except BaseException:
+                self.record.retract()
+                raise
+
+    # ---- Steps ----
+
+    def observe(self, action: str, facts: Facts) -> Mapping[str, object]:
+        """Look, for `action`; what was refused is kept, and told in the facts' own terms."""
+        if action in self._looks:
+            self._look(self._looks[action])
+        elif action != "Resolve":  # which was looked at before the machine began
+            return {}
+        why = self._trouble
+        if why is None:
+            return {}
+        return why.shows if failure_row(facts.state, why.cause).cause == why.cause else StepFailed.shows
+
+    def perform(self, action: str, before: Facts, after: Facts) -> Mapping[str, object]:
+        """Do what `action` says. A failure's work is to unmake everything."""
+        if action.startswith("Fail"):
+            return self._unwind() if action != "FailDirty" else {"problem": "not all could be removed"}
+        if self._trouble is not None:  # a guard should have refused; never act on what was found wanting
+            raise self._trouble
+        return self._acts[action](before)
+
+    def _look(self, look: Callable[[], None]) -> None:
+        try:
+            look()
+        except LaunchError as error:
+            self._trouble = error
+        except OSError as error:
+            self._trouble = StepFailed("system call failed", observed=str(error))
+            self._trouble.__cause__ = error
+
+    # ---- Resolve ----
+
+    def _look_resolve(self) -> None:
+        _open_standard_descriptors()
+        judge_id(self.container_id)
+        _judge_limits()
+        options = self.options
+        if options.stage is StageMethod.SET and options.confinement is not Confinement.MOUNT_LOCKED:
+            raise BadArgument("the set is staged on a tmpfs that only mount-locked makes", step="Resolve",
+                              observed=options.confinement.value, expected="mount-locked", hint="--stage copy")  # fmt: skip
+        self._identity = Identity.current()
+        store = options.stage is StageMethod.STORE
+        self._judged = resolve.resolve(self._runsc_path, self._identity, pin=options.pin, store=store)
+        if self._judged.side and options.stage in (StageMethod.SEALED, StageMethod.STORE):
+            side = len(self._judged.side)
+            self._judged.close()
+            raise BadArgument("this runsc has side binaries, which only a set or a copy keeps beside it", step="Resolve",
+                              observed=f"{side} in gvisor-bin", hint="--stage auto")  # fmt: skip
+
+    def _resolve(self, _: Facts) -> Mapping[str, object]:
+        assert self._judged is not None
+        return {"files": [_described(file) for file in self._judged.files], "pin": self.options.pin}
+
+    # ---- Prepare ----
+
+    def _look_prepare(self) -> None:
+        assert self._identity is not None
+        self.place = prepare.take_place(self.container_id, self.options.artifact_base, self._identity)
+        bundle = self._bundle
+        if not isinstance(bundle, OciBundle):
+            bundle = OciBundle.load(
+                os.fspath(bundle),
+                allow_hooks=self.options.allow_hooks,
+                allow_flag_annotations=self.options.allow_flag_annotations,
+            )
+        self._guest = prepare.look_at_bundle(bundle)
+        self._judge_network(bundle)
+
+    def _judge_network(self, bundle: OciBundle) -> None:
+        """A sandbox network needs a namespace of its own: made by mount-locked, or named by the bundle otherwise."""
+        if self.options.network_mode is not NetworkMode.SANDBOX:
+            return
+        spaces = bundle.config.get("linux", {}).get("namespaces", [])
+        named = next((s.get("path") for s in spaces if s.get("type") == "network"), None)
+        locked = self.options.confinement is Confinement.MOUNT_LOCKED and self.options.enforcement is not Enforcement.OFF
+        if locked and named:
+            raise BadBundle(
+                "the bundle's network namespace cannot be entered from a locked user namespace",
+                step="Prepare",
+                path=named,
+                expected="no network namespace path: the launch makes one",
+                hint="--enforcement off enters it, unconfined",
+            )
+        if not locked and not named:
+            raise BadBundle(
+                "the sandbox network needs a network namespace",
+                step="Prepare",
+                observed="none named in the bundle, and without mount-locked none is made",
+                hint="add linux.namespaces {type: network, path: /run/netns/NAME} to the bundle",
+            )
+
+    def _prepare(self, _: Facts) -> Mapping[str, object]:
+        place = self.place
+        assert place is not None and self._guest is not None
+        if self.options.record is None:
+            self._open_record(place)
+        place.make()
+        bundle = self._guest.bundle
+        return {
+            "directory": os.fsdecode(place.path).encode("utf-8", "backslashreplace").decode(),
+            "bundle": None if bundle.bundle_path is None else repr(os.fspath(bundle.bundle_path))[1:-1],
+            "sources": len(self._guest.sources),
+        }
+
+    def _open_record(self, place: Place) -> None:
+        directory = prepare.records(place)
+        try:
+            name = f"{self.container_id}.{self.launch_id[:12]}.ndjson"
+            self.record.open_in(directory, name, Path(os.fsdecode(place.base_path)) / prepare.RECORDS / name)
+        finally:
+            os.close(directory)
+
+    # ---- Stage ----
+
+    def _look_stage(self) -> None:
+        assert self._judged is not None
+        self._held = stage.seal_all(self._judged)
+
+    def _stage(self, facts: Facts) -> Mapping[str, object]:
+        assert self._judged is not None and self.place is not None
+        self._staged = stage.stage(facts.method, self._judged, self._held, self.place.directory, self.place.path)
+        self._held = {}
+        return {
+            "method": self._staged.method,
+            "sha256": self._staged.digests["runsc"],
+            "digests": self._staged.digests,
+            "pin": self.options.pin,
+        }
+
+    # ---- Confine ----
+
+    def _look_confine(self, confinement: Confinement | None) -> None:
+        if confinement is not None:
+            confine.refuse_incompatible(self.options)
+        assert self._staged is not None
+        self._plan = self._child_plan(confinement)
+        if confinement is not Confinement.MOUNT_LOCKED:
+            assert self.place is not None
+            confine.lay_out_on_disk(self.place.directory, self._plan)
+        key = " ".join(f"{name}={digest}" for name, digest in sorted(self._staged.digests.items()))
+        self.confined = confine.start(self._plan, key, self.options, fresh=self._fresh)
+
+    def _child_plan(self, confinement: Confinement | None) -> dict[str, Any]:
+        place, guest, staged = self.place, self._guest, self._staged
+        assert place is not None and guest is not None and staged is not None
+        locked = confinement is Confinement.MOUNT_LOCKED
+        if staged.method == "set" and not locked:
+            raise Unsupported("the set is staged on a tmpfs that only mount-locked makes", step="Confine",
+                              hint="--stage copy")  # fmt: skip
+        path = os.fsdecode(place.path)
+        roots = {source.target: os.fsdecode(source.path) for source in guest.sources}
+        if locked or guest.skeleton is not None:
+            roots["rootfs"] = f"{path}/rootfs"
+        if locked:
+            roots.update({target: f"{path}/{target}" for target in roots})
+        allow = []
+        if staged.directory is not None:
+            parent = os.path.dirname(staged.directory)
+            allow.append((parent, file_id(os.stat(parent, follow_symlinks=False))))
+        elif staged.method == "store" and self._judged is not None:
+            package = os.path.dirname(self._judged.runsc.path)
+            allow.append((package, file_id(os.stat(package))))
+        return confine.plan(
+            self.options,
+            confinement=confinement,
+            images=staged.images,
+            staged_set=staged.method == "set",
+            place=place.path,
+            place_identity=file_id(os.fstat(place.directory)),
+            binds=[(s.path, s.identity, s.target, s.readonly, s.recursive) for s in guest.sources],
+            skeleton=None if guest.skeleton is None else list(guest.skeleton),
+            config=guest.bundle.private_config(
+                roots["rootfs"],
+                {index: roots[target] for index, target in guest.binds.items()},
+                netns="/proc/self/ns/net" if locked and self.options.network_mode is NetworkMode.SANDBOX else None,
+            ),
+            allow=allow,
+            stdio=self._stdio,
+            die_with_parent=self._die_with_parent and not self._in_place,
+        )
+
+    def _confine(self, _: Facts) -> Mapping[str, object]:
+        confined = self.confined
+        assert confined is not None
+        release = confined.release
+        return {
+            **confined.shown,
+            **confine.look_again(confined, self._plan),
+            "requested": self.options.confinement.value,
+            "enforcement": self.options.enforcement.value,
+            "release": None if release is None else release.version,
+            "platform": confined.platform,
+        }
+
+    # ---- Exec ----
+
+    def _command(self) -> tuple[list[bytes], dict[bytes, bytes]]:
+        """The image's argument vector and environment."""
+        assert self.place is not None and self.confined is not None
+        path = self.place.path
+        locked = self._plan["confinement"] == Confinement.MOUNT_LOCKED.value
+        # In a user namespace of its own the supervisor is not the host's root: runsc has to know, and the host's
+        # cgroups are not its to make. A sandbox network it has only without the flag.
+        rootless = True if locked and self.options.network_mode is not NetworkMode.SANDBOX else None
+        argv = runsc.run_arguments(
+            self.container_id,
+            path + b"/bundle",
+            path + b"/runsc-root",
+            self.options,
+            platform=self.confined.platform or self.options.platform.value,
+            rootless=rootless,
+            ignore_cgroups=True if locked else None,
+        )
+        return argv, runsc.environment(path + b"/runtime")
+
+    def _exec(self, _: Facts) -> Mapping[str, object]:
+        assert self.confined is not None and self.place is not None
+        argv, env = self._command()
+        shown = {
+            "argv": [_printable(item) for item in argv],
+            "env": sorted(_printable(name) for name in env),
+            "limits": {name: resource.getrlimit(number)[0] for number, (name, _) in LIMITS.items()},
+        }
+        if self._in_place:
+            confinement = self._plan["confinement"]
+            self.place.own(os.getpid())
+            if self._staged is not None and self._staged.method == "set":
+                raise Unsupported("a set cannot be executed in place", step="Exec", hint="use spawn, or --stage copy")
+            exec_.join(self.confined, Confinement(confinement) if confinement else None)
+            return {"pid": os.getpid(), "in_place": True, **shown}
+        self.place.own(self.confined.child.pid)
+        return {**exec_.in_child(self.confined, argv, env), **shown}
+
+    def ask(self) -> runsc.Release:
+        """What the judged binary says of itself, from a child confined as a launch's is. No launch, and no record."""
+        locked = None if self.options.enforcement is Enforcement.OFF else Confinement.MOUNT_LOCKED
+        self._look_resolve()
+        assert self._judged is not None and self._identity is not None
+        self.place = prepare.take_place(self.container_id, self.options.artifact_base, self._identity)
+        assert isinstance(self._bundle, OciBundle)
+        self._guest = prepare.look_at_bundle(self._bundle)
+        self.place.make()
+        self._look_stage()
+        self._stage(self._begin())
+        self._look_confine(locked)
+        assert self.confined is not None and self.confined.release is not None
+        return self.confined.release
+
+    def abandon(self) -> None:
+        """Unmake all that `ask` made."""
+        self.record.problem = "no launch"
+        self._unwind()
+
+    def release(self) -> None:
+        """Close what only the launch needed, once the child runs."""
+        for item in (self._staged, self._judged):
+            if item is not None:
+                item.close()
+
+    # ---- Fail ----
+
+    def _unwind(self) -> Mapping[str, object]:
+        self._keep_record()
+        stage.close(self._held)
+        child = self.confined.child if self.confined is not None else None
+        held = (child, self._staged, self._judged, self.place)
+        self.confined = self._staged = self._judged = self.place = None
+        self._held = {}
+        fail.unwind(*held)
+        why = self._trouble
+        return {"error": why.as_dict()} if why is not None else {}
+
+    def _keep_record(self) -> None:
+        """A launch that fails before it has a base is recorded there all the same, where the base is sound.
+
+        Not one whose request was refused: nothing on disk is touched for that.
+        """
+        if self.record.path is not None or self.record.problem is not None or self._identity is None:
+            return
+        try:
+            if self.place is not None:
+                self._open_record(self.place)
+                return
+            path = artifact_base(self.options.artifact_base, self._identity)
+            place = Place(open_private(path, self._identity), path, "")
+            try:
+                self._open_record(place)
+            finally:
+                place.close()
+        except LaunchError as error:
+            self.record.problem = str(error)
+
+
+def _printable(item: bytes) -> str:
+    return item.decode("utf-8", "backslashreplace")
+
+
+def _described(file: resolve.JudgedFile) -> dict[str, object]:
+    status = os.fstat(file.fd)
+    return {
+        "path": _printable(file.path),
+        "size": file.snapshot.size,
+        "owner": status.st_uid,
+        "mode": f"{stat.S_IMODE(status.st_mode):04o}",
+        "device": file.snapshot.device,
+        "inode": file.snapshot.inode,
+    }
+
+
+def _open_standard_descriptors() -> None:
+    """With 0, 1 or 2 closed, the next file opened would become the guest's standard stream."""
+    while (fd := os.open("/dev/null", os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+
+
+def _judge_limits() -> None:
+    for number, (name, least) in LIMITS.items():
+        soft = resource.getrlimit(number)[0]
+        if soft != resource.RLIM_INFINITY and soft < least:
+            raise Limit(f"{name} is too low", step="Resolve", observed=soft, expected=f"at least {least}",
+                        hint=f"raise it: ulimit or setrlimit {name}")  # fmt: skip
+
+
+__all__ = ["Launch", "Program", "_child"]

@@ -1,0 +1,321 @@
+"""Descriptor-anchored opening and judging: nothing is reached twice by path.
+
+A path is walked from `/`, component by component, each opened without following links and judged on its descriptor.
+What only root and the caller can change is trusted; group or world write is not, and the sticky bit is no excuse
+above an executable: it keeps others from removing an entry, not from making one first.
+"""
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from nucleus_gvisor.model.errors import BadBase, BadPath, LaunchError, NotFound, StepFailed, Symlink, Untrusted
+from nucleus_gvisor.runtime.identity import Identity
+
+MAX_LINKS = 40  # as many as the kernel follows, path_resolution(7)
+_PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+FileId = tuple[int, int]
+"""(st_dev, st_ino)."""
+
+
+def file_id(status: os.stat_result) -> FileId:
+    return status.st_dev, status.st_ino
+
+
+def described(status: os.stat_result) -> str:
+    """Owner and mode, for an error's `observed`."""
+    return f"owner uid {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}"
+
+
+@contextmanager
+def calls(step: str, path: bytes, *, expected: str = "") -> Iterator[None]:
+    """Turn an OSError in the block into StepFailed that names the step and the path."""
+    try:
+        yield
+    except OSError as error:
+        observed = error.strerror or str(error)
+        raise StepFailed("system call failed", step=step, path=path, observed=observed, expected=expected) from error
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies at the end of a walk: an O_PATH descriptor of its directory, its name there, and what was seen."""
+
+    parent: int
+    name: bytes
+    path: bytes
+    """The path without links."""
+    unmapped: bool
+    """Some owner on the way has no id in this user namespace: root of the host, or anyone."""
+
+
+def components(path: bytes, error: type[LaunchError], step: str) -> list[bytes]:
+    """The names in an absolute path; `error` for a relative one or one with `..` or NUL."""
+    names = [name for name in path.split(b"/") if name not in (b"", b".")]
+    if not path.startswith(b"/") or b".." in names or b"\0" in path:
+        raise error("path refused", step=step, path=path, expected="an absolute path without ..")
+    return names
+
+
+def judge_owner(status: os.stat_result, identity: Identity) -> bool:
+    """Is the owner root, the caller, or (in a user namespace) someone whose id is not mapped."""
+    return status.st_uid in (0, identity.uid) or status.st_uid == identity.unmapped
+
+
+def judge_directory(status: os.stat_result, path: bytes, identity: Identity) -> None:
+    """Untrusted when others than root and the caller can change what the directory's names mean."""
+    if not judge_owner(status, identity) or status.st_mode & 0o022:
+        raise Untrusted(
+            "a directory above can be changed by others",
+            step="Resolve",
+            path=path,
+            observed=described(status),
+            expected=f"owner root or uid {identity.uid}, not writable by group or others",
+            hint=f"chown root {os.fsdecode(path)}; chmod go-w {os.fsdecode(path)}",
+        )
+
+
+class Walk:
+    """A walk from `/` that judges each directory and each link on its own descriptor."""
+
+    def __init__(self, identity: Identity) -> None:
+        self._identity = identity
+        self._stack: list[tuple[bytes, int]] = []
+        self._unmapped = False
+
+    def to(self, path: bytes) -> Found:
+        """Where `path` leads. NotFound when nothing is there, Untrusted and its kinds when the way is not safe.
+
+        Only ENOENT and ENOTDIR mean absence; what cannot be looked at is an error (gvisor.rs:168 calls it absent).
+        """
+        pending = components(path, BadPath, "Resolve")[::-1]
+        if not pending:
+            raise BadPath("path refused", step="Resolve", path=path, expected="a file")
+        links = 0
+        try:
+            self._restart()
+            while pending:
+                name = pending.pop()
+                if name == b"..":  # from a link's target only
+                    if len(self._stack) > 1:
+                        os.close(self._stack.pop()[1])
+                    continue
+                fd = os.open(name, _PATH, dir_fd=self._stack[-1][1])
+                status = os.fstat(fd)
+                here = b"/".join([*(n for n, _ in self._stack), name])
+                if stat.S_ISLNK(status.st_mode):
+                    links += 1
+                    pending += self._link(fd, status, here, links)
+                elif not pending:
+                    os.close(fd)
+                    self._note(status)
+                    return Found(os.dup(self._stack[-1][1]), name, here, self._unmapped)
+                else:
+                    self._stack.append((name, fd))
+                    if not stat.S_ISDIR(status.st_mode):
+                        raise NotFound("not found", step="Resolve", path=path, observed="not a directory on the way")
+                    self._note(status)
+                    judge_directory(status, here, self._identity)
+            raise BadPath("path refused", step="Resolve", path=path, observed="leads to a directory")
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise NotFound("not found", step="Resolve", path=path, observed=error.strerror) from error
+        except OSError as error:
+            raise BadPath("cannot be looked at", step="Resolve", path=path, observed=error.strerror) from error
+        finally:
+            self._close()
+
+    def _restart(self) -> None:
+        self._close()
+        fd = os.open(b"/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._stack.append((b"", fd))
+        status = os.fstat(fd)
+        self._note(status)
+        judge_directory(status, b"/", self._identity)
+
+    def _note(self, status: os.stat_result) -> None:
+        self._unmapped |= status.st_uid == self._identity.unmapped
+
+    def _link(self, fd: int, status: os.stat_result, here: bytes, links: int) -> list[bytes]:
+        try:
+            if not judge_owner(status, self._identity):
+                raise Symlink("a link on the way was made by someone else", step="Resolve", path=here,
+                              observed=described(status), expected=f"owner root or uid {self._identity.uid}")  # fmt: skip
+            if links > MAX_LINKS:
+                raise Symlink("too many links", step="Resolve", path=here, observed=links, expected=MAX_LINKS)
+            self._note(status)
+            target = os.readlink(b"", dir_fd=fd)
+        finally:
+            os.close(fd)
+        if target.startswith(b"/"):
+            self._restart()
+        return [name for name in target.split(b"/") if name not in (b"", b".")][::-1]
+
+    def _close(self) -> None:
+        for _, fd in self._stack:
+            os.close(fd)
+        self._stack.clear()
+
+
+# ---- the artifact base ----
+
+
+def artifact_base(explicit: os.PathLike[str] | None, identity: Identity) -> bytes:
+    """Where launches keep their directories, as an absolute path (gvisor.rs:500).
+
+    In order: the argument; `NUCLEUS_GVISOR_ARTIFACT_BASE`; `XDG_RUNTIME_DIR`/nucleus-gvisor unless host root;
+    `/run/nucleus-gvisor` for host root; `/run/user/UID` where it exists; `XDG_STATE_HOME` or `HOME`/.local/state.
+    Nothing is taken from the environment of an elevated program. BadBase where all that names nothing: there is no
+    fallback below /tmp, where anyone may squat on the name (gvisor.rs:517).
+    """
+    env = identity.environment()
+    named = os.fsencode(explicit) if explicit is not None else os.fsencode(env.get("NUCLEUS_GVISOR_ARTIFACT_BASE", ""))
+    if named:
+        return _absolute(named)
+    if identity.host_root:
+        return b"/run/nucleus-gvisor"
+    places = [env.get("XDG_RUNTIME_DIR", "")]
+    if identity.unmapped is None:
+        places.append(f"/run/user/{identity.uid}")
+    places.append(env.get("XDG_STATE_HOME", ""))
+    if env.get("HOME", "").startswith("/"):
+        places.append(f"{env['HOME']}/.local/state")
+    for place in places:
+        if place.startswith("/") and (os.path.isdir(place) or place.endswith("/.local/state")):
+            return os.fsencode(place) + b"/nucleus-gvisor"
+    raise BadBase(
+        "no place for an artifact base",
+        step="Prepare",
+        observed="neither XDG_RUNTIME_DIR, /run/user, XDG_STATE_HOME nor HOME is usable",
+        hint="set NUCLEUS_GVISOR_ARTIFACT_BASE to a directory that only you can write",
+    )
+
+
+def _absolute(path: bytes) -> bytes:
+    if path.startswith(b"/"):
+        return path
+    try:
+        return os.path.join(os.getcwdb(), path)
+    except OSError as error:
+        raise BadBase(
+            "a relative artifact base needs a current directory", step="Prepare", path=path, observed=error.strerror
+        ) from error
+
+
+def open_private(path: bytes, identity: Identity) -> int:
+    """A descriptor of directory `path`, made 0700 where it is missing, and private to the caller.
+
+    Every directory above is judged on its descriptor; links are refused (gvisor.rs:588, 664). BadBase says which one
+    is wrong; StepFailed carries the errno of a call that failed.
+    """
+    names = components(path, BadBase, "Prepare")
+    if not names:
+        raise BadBase("path refused", step="Prepare", path=path, expected="a directory below /")
+    with calls("Prepare", path):
+        fd = os.open(b"/", _DIRECTORY)
+    here = b""
+    try:
+        _judge_above(os.fstat(fd), b"/", identity)
+        for number, name in enumerate(names):
+            here += b"/" + name
+            below = enter(fd, name, here, create=True)
+            os.close(fd)
+            fd = below
+            if number < len(names) - 1:
+                _judge_above(os.fstat(fd), here, identity)
+        make_private(fd, here, identity)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def enter(parent: int, name: bytes, path: bytes, *, create: bool) -> int:
+    """A descriptor of directory `name` in `parent`; BadBase for a link or anything that is no directory."""
+    with calls("Prepare", path):
+        if create:
+            try:
+                os.mkdir(name, 0o700, dir_fd=parent)
+            except FileExistsError:
+                pass
+            except OSError as error:
+                # mkdir on a read-only file system answers EROFS even for a directory that is there.
+                if not _exists(parent, name):
+                    raise error from None
+        try:
+            return os.open(name, _DIRECTORY, dir_fd=parent)
+        except (NotADirectoryError, OSError) as error:
+            status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+            if stat.S_ISDIR(status.st_mode):
+                raise
+            kind = "symbolic link" if stat.S_ISLNK(status.st_mode) else "not a directory"
+            raise BadBase(
+                "the artifact base is not a plain directory",
+                step="Prepare",
+                path=path,
+                observed=f"{kind}, {described(status)}",
+                expected="a directory",
+                hint="name a path without links",
+            ) from error
+
+
+def _exists(parent: int, name: bytes) -> bool:
+    try:
+        os.stat(name, dir_fd=parent, follow_symlinks=False)
+    except OSError:
+        return False
+    return True
+
+
+def _judge_above(status: os.stat_result, path: bytes, identity: Identity) -> None:
+    trusted = status.st_uid == 0 if identity.host_root else judge_owner(status, identity)
+    if not trusted or status.st_mode & 0o022:
+        raise BadBase(
+            "a directory above the artifact base can be changed by others",
+            step="Prepare",
+            path=path,
+            observed=described(status),
+            expected="owner root" + ("" if identity.host_root else f" or uid {identity.uid}")
+            + ", not writable by group or others",
+            hint="set NUCLEUS_GVISOR_ARTIFACT_BASE to a directory that only you can write",
+        )
+
+
+def make_private(fd: int, path: bytes, identity: Identity) -> None:
+    """See that the open directory is the caller's and 0700. One that others could write may hold planted entries."""
+    status = os.fstat(fd)
+    if status.st_uid != identity.uid or status.st_mode & 0o022:
+        raise BadBase(
+            "not private to the caller",
+            step="Prepare",
+            path=path,
+            observed=described(status),
+            expected=f"owner uid {identity.uid}, mode 0700",
+            hint="remove it, or name another artifact base",
+        )
+    if stat.S_IMODE(status.st_mode) != 0o700:
+        with calls("Prepare", path):
+            os.fchmod(fd, 0o700)
+
+
+def remove_tree(parent: int, name: bytes, on_error: Callable[[OSError], None]) -> None:
+    """Remove `name` below `parent` and all in it, by descriptors; each failure goes to `on_error` and is passed over."""
+    try:
+        try:
+            fd = os.open(name, _DIRECTORY, dir_fd=parent)
+        except NotADirectoryError:
+            os.unlink(name, dir_fd=parent)
+            return
+        try:
+            for entry in os.listdir(fd):
+                remove_tree(fd, os.fsencode(entry), on_error)
+        finally:
+            os.close(fd)
+        os.rmdir(name, dir_fd=parent)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        on_error(error)

@@ -1,0 +1,151 @@
+"""What we know of runsc: its arguments, its environment, and how to read its answers. Pure."""
+
+import os
+import re
+from dataclasses import dataclass
+
+from nucleus_gvisor.model.errors import NotRunsc, Unsupported
+from nucleus_gvisor.runtime.options import GVisorOciRunOptions, NetworkMode, Platform
+
+SAFE_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+QUESTIONS = ([b"runsc", b"--version"], [b"runsc", b"flags"])
+"""What the sealed binary is asked, where it is confined; `read_answers` reads the outputs."""
+KNOWN_SANDBOX_NETWORK = 20240729
+"""The oldest release whose sandbox network was seen to work in a locked user namespace; 20221219's does not, because it
+runs its sandbox as nobody, an id that the namespace does not have."""
+
+_VERSION = re.compile(r"runsc version (?:release-)?(?:0\.0~)?(\S+)")
+_DATE = re.compile(r"\d{8}")
+_PLATFORM = re.compile(r"-platform \w+\n\s+specifies which platform to use: (.*?)\. \(default \"(\w+)\"\)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Release:
+    """What a runsc says of itself."""
+
+    version: str
+    """The first line of `--version`, without its preamble: "20240729.0"."""
+    text: str
+    """All that `--version` prints, stripped."""
+    platforms: tuple[str, ...]
+    default_platform: str
+
+    @property
+    def date(self) -> int | None:
+        """YYYYMMDD, where the version is a dated one."""
+        match = _DATE.search(self.version)
+        return int(match[0]) if match else None
+
+
+def environment(runtime_dir: bytes) -> dict[bytes, bytes]:
+    """The six variables that runsc gets, and no other (gvisor.rs:423)."""
+    return {
+        b"PATH": SAFE_PATH,
+        b"TMPDIR": runtime_dir,
+        b"XDG_RUNTIME_DIR": runtime_dir,
+        b"HOME": b"/root",
+        b"USER": b"root",
+        b"LOGNAME": b"root",
+    }
+
+
+def run_arguments(
+    container_id: str,
+    bundle: bytes,
+    root: bytes,
+    options: GVisorOciRunOptions,
+    *,
+    platform: str,
+    rootless: bool | None = None,
+    ignore_cgroups: bool | None = None,
+    program: bytes = b"runsc",
+) -> list[bytes]:
+    """runsc's argument vector, in the reference's order: global flags before the subcommand (gvisor.rs:918).
+
+    `rootless` and `ignore_cgroups` default to what the options ask for.
+    """
+    arguments = [program, b"--root", root]
+    if options.runsc_rootless if rootless is None else rootless:
+        arguments.append(b"--rootless")
+    if options.ignore_cgroups if ignore_cgroups is None else ignore_cgroups:
+        arguments.append(b"--ignore-cgroups")
+    return [
+        *arguments,
+        b"--network",
+        options.network_mode.value.encode(),
+        b"--platform",
+        platform.encode(),
+        b"run",
+        b"--bundle",
+        bundle,
+        container_id.encode(),
+    ]
+
+
+def read_answers(answers: list[tuple[int, bytes]]) -> Release:
+    """The release that gave `answers` to QUESTIONS; NotRunsc when they are not those of a runsc."""
+    (status, version), (_, flags) = answers
+    match = _VERSION.match(version.decode("utf-8", "replace"))
+    if status != 0 or match is None:
+        raise NotRunsc(
+            "the binary does not answer as runsc does",
+            step="Confine",
+            observed=f"--version: wait status {status}, {version[:120]!r}",
+            expected="runsc version ...",
+        )
+    return Release(match[1], version.decode("utf-8", "replace").strip(), *_platforms(flags.decode("utf-8", "replace")))
+
+
+def _platforms(flags: str) -> tuple[tuple[str, ...], str]:
+    match = _PLATFORM.search(flags)
+    if match is None:
+        raise NotRunsc("runsc does not tell its platforms", step="Confine", observed=flags[:120],
+                       expected="-platform in the output of `runsc flags`")  # fmt: skip
+    names = tuple(name.split()[0] for name in match[1].split(",") if name.split())
+    return names, match[2]
+
+
+def choose_platform(release: Release, wanted: Platform) -> str:
+    """The value for --platform: what was asked for, or for `auto` the release's own default; Unsupported otherwise.
+
+    A default of kvm needs the device, and hangs for a minute without it: then the first that needs none.
+    """
+    if wanted is not Platform.AUTO:
+        if wanted.value not in release.platforms:
+            raise Unsupported(
+                f"this runsc has no platform {wanted.value}",
+                step="Confine",
+                observed=f"release {release.version} with {', '.join(release.platforms)}",
+                expected=wanted.value,
+                hint="--platform auto takes what the release has",
+            )
+        if wanted is Platform.KVM:
+            _require_kvm()
+        return wanted.value
+    if release.default_platform == Platform.KVM and not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return next(name for name in release.platforms if name != Platform.KVM)
+    return release.default_platform
+
+
+def _require_kvm() -> None:
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        raise Unsupported("the host has no usable /dev/kvm", step="Confine", path="/dev/kvm",
+                          observed="missing or not readable and writable", expected="a KVM device",
+                          hint="--platform auto")  # fmt: skip
+
+
+def judge_network(release: Release, options: GVisorOciRunOptions, *, locked: bool) -> None:
+    """Unsupported when this release cannot have the network asked for under this confinement."""
+    if options.network_mode is not NetworkMode.SANDBOX:
+        return
+    if options.runsc_rootless:
+        raise Unsupported("runsc has no sandbox network when rootless", step="Confine", observed="runsc_rootless=True",
+                          hint="leave runsc_rootless off, or use --network none or host")  # fmt: skip
+    if locked and (release.date or 0) < KNOWN_SANDBOX_NETWORK:
+        raise Unsupported(
+            "this runsc has no sandbox network in a locked user namespace",
+            step="Confine",
+            observed=f"release {release.version}: it runs its sandbox as nobody, an id that the namespace lacks",
+            expected=f"release {KNOWN_SANDBOX_NETWORK} or later",
+            hint="use a newer runsc, or --network none or host",
+        )

@@ -1,0 +1,182 @@
+"""Confine: start the child, let it confine itself and prove it, and judge what it says (gvisor.rs:354, 893).
+
+The parent stays as it is. What the child does, in order, is in `_child`.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nucleus_gvisor.model.errors import (
+    ChildDied,
+    ConfineFailed,
+    Incompatible,
+    LaunchError,
+    NotProved,
+    SafetyViolation,
+    StepFailed,
+)
+from nucleus_gvisor.runtime import _child, _linux, runsc
+from nucleus_gvisor.runtime.options import Confinement, GVisorOciRunOptions, NetworkMode, Program
+from nucleus_gvisor.runtime.paths import file_id
+from nucleus_gvisor.runtime.supervisor import Supervisor
+
+CANARIES = (b"/bin/true", b"/usr/bin/su", b"/bin/sh")
+"""Host programs that must be refused; the first is also what a launch becomes, harmlessly, if it is not."""
+
+
+@dataclass(frozen=True)
+class Confined:
+    """The evidence of Confine: the child that waits to execute, what it showed, and what the binary answered."""
+
+    child: Supervisor
+    shown: Mapping[str, Any]
+    release: runsc.Release | None
+    platform: str | None
+
+
+_answered: dict[str, list[tuple[int, bytes]]] = {}
+"""Answers by the digest of the set that gave them: equal bytes answer alike."""
+
+
+def canaries() -> list[list[bytes]]:
+    """Argument vectors of host programs that exist; the interpreter itself where none of the usual ones does."""
+    found = [[path, b"-c", b":"] for path in CANARIES if os.access(path, os.X_OK)]
+    return found or [[os.fsencode(os.path.realpath(sys.executable)), b"-I", b"-S", b"-c", b""]]
+
+
+def start(plan: dict[str, Any], key: str, options: GVisorOciRunOptions, *, fresh: bool | None) -> Confined:
+    """A child that is confined as `plan` says and has answered for its image, `key` being the image's digest.
+
+    Raises ConfineFailed, NotProved, Incompatible, NotRunsc, Unsupported, SafetyViolation or StepFailed; then no
+    child is left. Spec: GVisorRuntime!ConfineLocked, ConfineLandlock, ConfineSkipped.
+    """
+    asked = options.program is Program.RUNSC and key not in _answered
+    plan["questions"] = list(runsc.QUESTIONS) if asked else []
+    child = Supervisor.start(plan, fresh=fresh)
+    try:
+        word, *rest = child.hear()
+        if word != "confined":
+            raise _refusal(child, plan, word, rest)
+        shown, answers = rest
+        if options.program is Program.PLAIN:
+            return Confined(child, shown, None, None)
+        release = runsc.read_answers(answers if asked else _answered[key])
+        _answered.setdefault(key, answers)
+        locked = plan["confinement"] == Confinement.MOUNT_LOCKED.value
+        runsc.judge_network(release, options, locked=locked)
+        return Confined(child, shown, release, runsc.choose_platform(release, options.platform))
+    except BaseException:
+        child.end()
+        raise
+
+
+def refuse_incompatible(options: GVisorOciRunOptions) -> None:
+    """Incompatible for Landlock around runsc: any ruleset that handles a file-system right forbids mount(2)."""
+    if options.confinement is Confinement.LANDLOCK and options.program is Program.RUNSC:
+        raise Incompatible(
+            "runsc cannot start under Landlock",
+            step="Confine",
+            observed="a process under any Landlock file-system ruleset is denied mount and pivot_root, and runsc must"
+            " mount (landlock(7)); the launch would end with 'waiting for sandbox to start: EOF'",
+            expected="confinement mount-locked",
+            hint="--confinement mount-locked",
+        )
+    if options.confinement is Confinement.LANDLOCK and not _linux.landlock_abi():
+        raise ConfineFailed("the kernel has no Landlock", step="Confine", expected="Linux 5.13 with lsm=landlock")
+
+
+def look_again(confined: Confined, plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Check through /proc what the child said of itself; SafetyViolation when the kernel says otherwise."""
+    child, shown = confined.child, confined.shown
+    if plan["confinement"] != Confinement.MOUNT_LOCKED.value:
+        return {}
+    seen = {kind: child.namespace(kind) for kind in ("mnt", "user")}
+    told = {"mnt": shown["mount_namespace"], "user": shown["user_namespace"]}
+    ours = {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in seen}
+    if seen != told or any(seen[kind] == ours[kind] for kind in seen):
+        raise SafetyViolation(
+            "the child is not in the namespaces that it says", step="Confine", observed=seen, expected=told
+        )
+    return {"seen_from_outside": seen}
+
+
+def _refusal(child: Supervisor, plan: Mapping[str, Any], word: str, rest: list[Any]) -> LaunchError:
+    """What the child's message means."""
+    if word == "end":
+        status = os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOWAIT)
+        if status is not None and status.si_code != os.CLD_EXITED:
+            return StepFailed("the child was killed", step="Confine", observed=f"signal {status.si_status}")
+        return NotProved(
+            "a host program could be executed from inside",
+            step="Confine",
+            path=plan["canaries"][0][0] if plan["canaries"] else None,
+            observed="it ran",
+            expected="EACCES",
+        )
+    kind, what, number, text = rest
+    if kind == "proof":
+        return NotProved("the confinement does not hold", step="Confine", path=what, observed=text)
+    if kind == "changed":
+        return SafetyViolation("changed after it was judged", step="Confine", path=what, observed=text)
+    if kind == "bind":
+        return StepFailed("cannot be shown to the guest", step="Confine", path=what, observed=text,
+                          hint="copy it to a file system that is not mounted noexec or nosuid")  # fmt: skip
+    if kind == "defect":
+        return StepFailed("the child failed", step="Confine", observed=text)
+    hint = "see `nucleus-gvisor doctor`"
+    if "unshare" in text:
+        hint = "user namespaces are denied: sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, or the" \
+               " caller's own container"  # fmt: skip
+    error = ConfineFailed(f"cannot confine: {what}", step="Confine", observed=text, hint=hint)
+    error.__cause__ = OSError(number, text)
+    return error
+
+
+def plan(
+    options: GVisorOciRunOptions,
+    *,
+    confinement: Confinement | None,
+    images: dict[str, int],
+    staged_set: bool,
+    place: bytes,
+    place_identity: tuple[int, int],
+    binds: list[tuple[bytes, tuple[int, int], str, bool, bool]],
+    skeleton: list[tuple[str, bool]] | None,
+    config: bytes,
+    allow: list[tuple[bytes, tuple[int, int]]],
+    stdio: tuple[int, int, int],
+    die_with_parent: bool,
+) -> dict[str, Any]:
+    """The child's plan as marshal data, every key that `_child` reads."""
+    return {
+        "confinement": confinement.value if confinement else None,
+        "images": images,
+        "set": staged_set,
+        "place": place,
+        "place_identity": place_identity,
+        "binds": binds,
+        "skeleton": skeleton,
+        "config": config,
+        "network": options.network_mode is NetworkMode.SANDBOX,
+        "allow": allow,
+        "canaries": canaries() if confinement else [],
+        "env": runsc.environment(place + b"/runtime"),
+        "stdio": list(stdio),
+        "die_with_parent": die_with_parent,
+        "parent": os.getpid(),
+    }
+
+
+def lay_out_on_disk(directory: int, child_plan: dict[str, Any]) -> None:
+    """What the child lays out on its private tmpfs, in the container's own directory: for the other confinements."""
+    try:
+        _child.lay_out(directory, child_plan)
+    except OSError as error:
+        raise StepFailed("cannot lay out the container's directory", step="Confine", path=child_plan["place"],
+                         observed=error.strerror) from error  # fmt: skip
+
+
+__all__ = ["ChildDied", "Confined", "file_id"]

@@ -1,0 +1,102 @@
+"""Exec: the confined child, or the calling process itself, becomes the staged image (gvisor.rs:374)."""
+
+import os
+import signal
+from contextlib import suppress
+from typing import NoReturn
+
+from nucleus_gvisor.model.errors import ChildDied, ExecFailed, SafetyViolation
+from nucleus_gvisor.runtime import _child, _linux
+from nucleus_gvisor.runtime.options import Confinement
+from nucleus_gvisor.runtime.paths import FileId
+from nucleus_gvisor.runtime.steps.confine import Confined
+from nucleus_gvisor.runtime.supervisor import threads
+
+
+def in_child(confined: Confined, argv: list[bytes], env: dict[bytes, bytes]) -> dict[str, object]:
+    """Tell the child to execute, and return the evidence that it did.
+
+    End of file on the link, which is close-on-exec, says so; that the process executes the staged inode, or has
+    ended as only a program can, confirms it. Raises ExecFailed when the kernel refused, ChildDied when the child
+    cannot be shown to have executed. Spec: GVisorRuntime!Exec.
+    """
+    child = confined.child
+    image: FileId = tuple(confined.shown["image"])
+    child.tell("exec", argv, env)
+    word, *rest = child.hear()
+    if word == "executing":
+        word, *rest = child.hear()
+        if word == "exec failed":
+            number, text = rest
+            raise ExecFailed("the image cannot be executed", step="Exec", observed=text) from OSError(number, text)
+        executable = child.executable()
+        status = child.exit_status()
+        if executable == image or (status is not None and status.si_code == os.CLD_EXITED):
+            child.hang_up()
+            return {"pid": child.pid, "image": list(image), "exe_seen": executable == image}
+        if status is None:
+            raise SafetyViolation("something else is executed", step="Exec", observed=executable, expected=image)
+    status = os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOWAIT)
+    how = f"signal {status.si_status}" if status and status.si_code != os.CLD_EXITED else "it exited"
+    raise ChildDied("the child died before execve", step="Exec", observed=how)
+
+
+def join(confined: Confined, confinement: Confinement | None) -> None:
+    """Enter the namespaces that the child made and proved, for an in-place exec; the child is gone afterwards.
+
+    Until here the caller was unrestricted, and whatever failed left it so. ExecFailed says, in `restricted`, when
+    that is no longer true.
+    """
+    child = confined.child
+    if threads() > 1:
+        raise ExecFailed("a process with several threads cannot be replaced in place", step="Exec",
+                         observed=f"{threads()} threads", hint="use spawn, or run in a process of its own")  # fmt: skip
+    child.tell("hold")
+    try:
+        if confinement is Confinement.MOUNT_LOCKED:
+            flags = _linux.CLONE_NEWUSER | _linux.CLONE_NEWNS
+            if child.namespace("net") != os.readlink("/proc/self/ns/net"):
+                flags |= _linux.CLONE_NEWNET
+            _linux.setns(child.pidfd, flags)
+            _linux.no_new_privs()
+        elif confinement is Confinement.LANDLOCK:
+            _linux.landlock_execute_only([])
+    except OSError as error:
+        raise ExecFailed("cannot enter the confinement", step="Exec", observed=str(error)) from error
+    finally:
+        child.end()
+    if confinement is Confinement.MOUNT_LOCKED:
+        told = {"mnt": confined.shown["mount_namespace"], "user": confined.shown["user_namespace"]}
+        seen = {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in told}
+        if seen != told:
+            raise SafetyViolation("entered other namespaces", step="Exec", observed=seen, expected=told)
+
+
+def in_place(image: int, argv: list[bytes], env: dict[bytes, bytes]) -> NoReturn:
+    """Become the image; only failure returns, as ExecFailed with `restricted`, after which the process must exit."""
+    before = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    cwd = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # Marked, not closed: a refused execve must find the caller's descriptors as they were.
+        _linux.close_range(3, 0x7FFFFFFF, _linux.CLOSE_RANGE_CLOEXEC)
+        _child.execute(image, argv, env)
+    except OSError as error:
+        for number, handler in before.items():
+            if handler is not None:
+                with suppress(OSError, ValueError):
+                    signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        with suppress(OSError):
+            os.fchdir(cwd)
+        failed = ExecFailed(
+            "the image cannot be executed",
+            step="Exec",
+            observed=error.strerror,
+            hint="this process has entered the confinement: it must exit",
+        )
+        failed.restricted = True
+        raise failed from error
+    finally:
+        os.close(cwd)
+    raise AssertionError("execve returned")

@@ -1,0 +1,27 @@
+"""Fail: unmake all that the launch has made, whatever step it had reached."""
+
+from nucleus_gvisor.model.errors import StepFailed
+from nucleus_gvisor.runtime.cleanup import Place
+from nucleus_gvisor.runtime.steps.resolve import Judged
+from nucleus_gvisor.runtime.steps.stage import Staged
+from nucleus_gvisor.runtime.supervisor import Supervisor
+
+
+def unwind(child: Supervisor | None, staged: Staged | None, judged: Judged | None, place: Place | None) -> None:
+    """Child, image, judged descriptors, directory and lock, in the reverse of the order in which they came.
+
+    StepFailed names what could not be removed; the rest is gone all the same.
+    Spec: GVisorRuntime!Fail.
+    """
+    if child is not None:
+        child.end()
+    if staged is not None:
+        staged.close()
+    if judged is not None:
+        judged.close()
+    if place is not None:
+        path, problems = place.path, list(place.remove())
+        place.close()
+        if problems:
+            raise StepFailed("left behind", step="Fail", path=path, observed="; ".join(map(str, problems)),
+                             hint="the next launch here collects it") from problems[0]  # fmt: skip

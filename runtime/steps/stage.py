@@ -1,0 +1,243 @@
+"""Stage: keep exactly the judged bytes until execve (gvisor.rs:456, 800).
+
+Every method begins with a sealed memfd: a copy that nobody can change any more, compared with the file's own word
+before and after, and hashed once it is sealed. `set` and `copy` are written from that memfd, never from the path
+again. A long-lived process keeps its sealed copies and uses one again as long as the file's identity, size and times
+are unchanged.
+"""
+
+import errno
+import fcntl
+import hashlib
+import mmap
+import os
+import secrets
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+
+from nucleus_gvisor.model.errors import Changed, LaunchError, NoSpace, PinMismatch, SafetyViolation, StepFailed
+from nucleus_gvisor.runtime import _linux as linux
+from nucleus_gvisor.runtime.paths import calls, enter, file_id
+from nucleus_gvisor.runtime.steps.resolve import Judged, JudgedFile, Snapshot
+
+SEALS = linux.F_SEAL_SEAL | linux.F_SEAL_SHRINK | linux.F_SEAL_GROW | linux.F_SEAL_WRITE
+MFD_EXEC = 0x10  # linux/memfd.h, Linux 6.3; without it vm.memfd_noexec=1 makes a memfd that cannot be executed
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+MAX_KEPT = 8
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """A sealed memfd and the SHA-256 of its bytes, in hex."""
+
+    fd: int
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Staged:
+    """The evidence of Stage: what will be executed, by name (`runsc`, `gvisor-bin/NAME`), as open descriptors."""
+
+    images: dict[str, int]
+    digests: dict[str, str]
+    method: str
+    owned: tuple[int, ...] = ()
+    """Descriptors that end with the launch; sealed ones are kept for the next."""
+    directory: bytes | None = None
+    """The private copy's own directory, below the container's."""
+
+    def close(self) -> None:
+        for fd in self.owned:
+            with suppress(OSError):
+                os.close(fd)
+
+
+_kept: dict[Snapshot, Sealed] = {}
+_lock = threading.Lock()
+
+
+def sealed(file: JudgedFile) -> Sealed:
+    """The judged file's bytes, sealed. Changed when the file is no longer what was judged."""
+    with _lock:
+        if Snapshot.of(file.fd) != file.snapshot:
+            raise _changed(file)
+        known = _kept.get(file.snapshot)
+        if known is None:
+            known = _seal(file)
+            while len(_kept) >= MAX_KEPT:
+                os.close(_kept.pop(next(iter(_kept))).fd)
+            _kept[file.snapshot] = known
+        # The launch's own descriptor: another thread may drop the kept one meanwhile.
+        return Sealed(os.dup(known.fd), known.sha256, known.size)
+
+
+def forget() -> None:
+    """Close all kept copies."""
+    with _lock:
+        while _kept:
+            os.close(_kept.popitem()[1].fd)
+
+
+def _changed(file: JudgedFile) -> LaunchError:
+    return Changed(
+        "changed after it was judged",
+        step="Stage",
+        path=file.path,
+        expected=f"{file.snapshot.size} bytes, untouched",
+        observed="another size or time",
+        hint="launch again when its installation has finished",
+    )
+
+
+def _memfd() -> int:
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        return os.memfd_create("runsc", flags | MFD_EXEC)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return os.memfd_create("runsc", flags)
+
+
+def _seal(file: JudgedFile) -> Sealed:
+    with calls("Stage", file.path):
+        fd = _memfd()
+    try:
+        with calls("Stage", file.path):
+            offset = 0
+            while sent := os.sendfile(fd, file.fd, offset, 1 << 30):
+                offset += sent
+                if offset > file.snapshot.size:
+                    break
+            # runsc re-executes itself as nobody, and ptrace needs to read it: 0500 (gvisor.rs:859) breaks both.
+            os.fchmod(fd, 0o555)
+            fcntl.fcntl(fd, linux.F_ADD_SEALS, SEALS)
+            size = os.fstat(fd).st_size
+            if size != file.snapshot.size or Snapshot.of(file.fd) != file.snapshot:
+                raise _changed(file)
+            digest = sha256(fd, size)
+        if fcntl.fcntl(fd, linux.F_GET_SEALS) & SEALS != SEALS:
+            raise SafetyViolation("the memfd is not sealed", step="Stage", path=file.path)
+        return Sealed(fd, digest, size)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def sha256(fd: int, size: int) -> str:
+    """SHA-256 of the first `size` bytes behind `fd`, in hex."""
+    if not size:
+        return hashlib.sha256().hexdigest()
+    with mmap.mmap(fd, size, prot=mmap.PROT_READ) as view:
+        return hashlib.sha256(view).hexdigest()
+
+
+def seal_all(judged: Judged) -> dict[str, Sealed]:
+    """Every judged file sealed, by the name that it has in the set; PinMismatch when runsc is not the pinned one."""
+    held: dict[str, Sealed] = {}
+    try:
+        for file in judged.files:
+            name = "runsc" if file is judged.runsc else "gvisor-bin/" + os.fsdecode(os.path.basename(file.path))
+            held[name] = sealed(file)
+        if judged.pin is not None and held["runsc"].sha256 != judged.pin:
+            raise PinMismatch(
+                "not the pinned runsc",
+                step="Stage",
+                path=judged.runsc.path,
+                observed=held["runsc"].sha256,
+                expected=judged.pin,
+            )
+        return held
+    except BaseException:
+        close(held)
+        raise
+
+
+def close(held: dict[str, Sealed]) -> None:
+    for item in held.values():
+        with suppress(OSError):
+            os.close(item.fd)
+
+
+def stage(method: str, judged: Judged, held: dict[str, Sealed], container: int, path: bytes) -> Staged:
+    """What will be executed, staged by `method`; `container` is the container's directory, at `path`.
+
+    Spec: GVisorRuntime!StageSealed, StageSet, StageCopy, StageStore.
+    """
+    images = {name: item.fd for name, item in held.items()}
+    digests = {name: item.sha256 for name, item in held.items()}
+    owned = tuple(images.values())
+    if method == "sealed":
+        return Staged({"runsc": images["runsc"]}, digests, method, owned)
+    if method == "set":  # made from the sealed images, on a tmpfs of the child's own
+        return Staged(images, digests, method, owned)
+    if method == "store":
+        return Staged({"runsc": judged.runsc.fd}, digests, method, owned)
+    return _copy(held, digests, container, path)
+
+
+def _copy(held: dict[str, Sealed], digests: dict[str, str], container: int, path: bytes) -> Staged:
+    """The reference's private copy: exec-allow/stage-RANDOM/runsc (gvisor.rs:471), for its Landlock allowlist."""
+    allow = enter(container, b"exec-allow", path + b"/exec-allow", create=True)
+    name = b"stage-" + secrets.token_hex(16).encode()
+    directory = path + b"/exec-allow/" + name
+    stage_fd = -1
+    try:
+        with calls("Stage", directory):
+            os.mkdir(name, 0o700, dir_fd=allow)
+            stage_fd = enter(allow, name, directory, create=False)
+        if os.fstatvfs(stage_fd).f_flag & os.ST_NOEXEC:
+            raise StepFailed(
+                "nothing can be executed from the artifact base",
+                step="Stage",
+                path=directory,
+                observed="mounted noexec",
+                hint="use the sealed stage, or another artifact base",
+            )
+        image = -1
+        for target, item in held.items():
+            if "/" in target and not _exists(stage_fd, "gvisor-bin"):
+                os.mkdir("gvisor-bin", 0o700, dir_fd=stage_fd)
+            fd = _write_copy(item, stage_fd, target, directory)
+            if target == "runsc":
+                image = fd
+            else:
+                os.close(fd)
+    finally:
+        os.close(allow)
+        if stage_fd >= 0:
+            os.close(stage_fd)
+    close(held)
+    return Staged({"runsc": image}, digests, "copy", (image,), directory)
+
+
+def _exists(parent: int, name: str) -> bool:
+    return name in os.listdir(parent)
+
+
+def _write_copy(item: Sealed, parent: int, name: str, directory: bytes) -> int:
+    """A read-only descriptor of the copy `name`, written out, synced, and hashed again."""
+    try:
+        fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o500, dir_fd=parent)
+        try:
+            offset = 0
+            while offset < item.size and (sent := os.sendfile(fd, item.fd, offset, 1 << 30)):
+                offset += sent
+            os.fchmod(fd, 0o555)
+            os.fsync(fd)
+            written = file_id(os.fstat(fd))
+        finally:
+            os.close(fd)
+        again = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise NoSpace("no room for the private copy", step="Stage", path=directory, observed=error.strerror,
+                          expected=f"{item.size} bytes", hint="use the sealed stage") from error  # fmt: skip
+        raise StepFailed("cannot stage", step="Stage", path=directory, observed=error.strerror) from error
+    status = os.fstat(again)
+    if file_id(status) != written or status.st_size != item.size or sha256(again, item.size) != item.sha256:
+        os.close(again)
+        raise SafetyViolation("the private copy is not what was written", step="Stage", path=directory)
+    return again
