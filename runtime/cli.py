@@ -24,6 +24,7 @@ from nucleus_gvisor.runtime.options import (
     Platform,
     StageMethod,
 )
+from nucleus_gvisor.runtime.streams import Relay
 
 OURS = 125
 """Exit code when the launch failed; the guest never ran."""
@@ -199,41 +200,52 @@ def runtime_of(runsc: str | None) -> GVisorRuntime:
 
 def _run(given: argparse.Namespace) -> int:
     container = given.id if given.id is not None else secrets.token_hex(16)
+    sys.stdout.flush()
+    relay = None
     try:
-        process = runtime_of(given.runsc).spawn(container, bundle_of(given), options_of(given), die_with_thread=True)
+        runtime, bundle, options = runtime_of(given.runsc), bundle_of(given), options_of(given)
+        relay = Relay()
+        stdin, stdout, stderr = relay.stdio
+        process = runtime.spawn(
+            container, bundle, options, stdin=stdin, stdout=stdout, stderr=stderr, die_with_thread=True
+        )
     except LaunchError as error:
+        if relay is not None:
+            relay.drain()
         _report(given, container, error.record, error=error)
         _complain(error)
         return OURS
-    code = _wait(process, given.timeout)
+    relay.started()
+    code = _wait(process, relay, given.timeout)
     _report(given, container, process.record, process=process, code=code)
     return code
 
 
-def _wait(process: SandboxProcess, timeout: float | None) -> int:
+def _wait(process: SandboxProcess, relay: Relay, timeout: float | None) -> int:
     """The exit code for the guest's end. What would end us is the guest's to answer: we pass it on and wait."""
 
     def forward(number: int, _: object) -> None:
         process.send_signal(number)
 
-    # From a terminal SIGINT and SIGQUIT reach the guest's supervisor by themselves.
-    before = {n: signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT, signal.SIGQUIT)}
-    before |= {n: signal.signal(n, forward) for n in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)}
-    if not sys.stdin.isatty():
-        signal.signal(signal.SIGINT, forward)
+    # From a terminal, SIGINT and SIGQUIT reach the guest's supervisor by themselves.
+    keyboard = signal.SIG_IGN if sys.stdin is not None and sys.stdin.isatty() else forward
+    handlers = dict.fromkeys((signal.SIGINT, signal.SIGQUIT), keyboard)
+    handlers |= dict.fromkeys((signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2), forward)
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        try:
-            code = process.wait(timeout)
-        except TimeoutError:
+        in_time = relay.run(process.pidfd, timeout)
+        if not in_time:
             process.kill()
-            process.wait()
-            print(f"nucleus-gvisor: ended after {timeout:g} s", file=sys.stderr)
-            return TIMED_OUT
+        code = process.wait()
+        relay.drain()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     for problem in process.problems:
         print(f"nucleus-gvisor: left behind: {problem}", file=sys.stderr)
+    if not in_time:
+        print(f"nucleus-gvisor: ended after {timeout:g} s", file=sys.stderr)
+        return TIMED_OUT
     return code if code >= 0 else 128 - code
 
 
