@@ -27,7 +27,7 @@ class Disturbance:
         return f.alive and during(f.state, self.last) and getattr(f, self.field) == self.old
 
     def after(self, f: Facts) -> Facts:
-        return replace(f, **{self.field: self.new})
+        return replace(f, **{self.field: self.new})  # type: ignore[arg-type]
 
 
 def during(state: LaunchState, last: LaunchState) -> bool:

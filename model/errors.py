@@ -88,7 +88,9 @@ class GuardRefused(LaunchError):
     is the expected answer to a non-edge.
     """
 
-    def __init__(self, action: str, state: str, guard: str, *, observed: object = None, expected: object = None) -> None:
+    def __init__(
+        self, action: str, state: str, guard: str, *, observed: object = None, expected: object = None
+    ) -> None:
         super().__init__(f"{action} refused in {state}: {guard}", step=action, observed=observed, expected=expected)
         self.action, self.state, self.guard = action, state, guard
 

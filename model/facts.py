@@ -12,8 +12,8 @@ DOMAINS: Mapping[str, frozenset[Value]] = {
     "cause": frozenset(
         {
             "none", "bad_request", "not_found", "untrusted_binary", "untrusted_base", "busy", "bad_bundle", "changed",
-            "pin_mismatch", "no_space", "incompatible", "cannot_confine", "not_proved", "unfit", "exec_refused", "fault",
-            "left_behind",
+            "pin_mismatch", "no_space", "incompatible", "cannot_confine", "not_proved", "unfit", "exec_refused",
+            "fault", "left_behind",
         }
     ),
     "enforcement": frozenset({"required", "best_effort", "off"}),
@@ -49,8 +49,8 @@ OPTIONS = frozenset({"enforcement", "confinement", "method", "program"})
 """What was asked for; never changes."""
 
 WORLD = frozenset(
-    {"request", "path", "held", "pin", "fit", "base", "bundle", "lock", "userns", "landlock", "holds", "space", "execve",
-     "calls"}
+    {"request", "path", "held", "pin", "fit", "base", "bundle", "lock", "userns", "landlock", "holds", "space",
+     "execve", "calls"}
 )  # fmt: skip
 """What an observation may change between two steps: the host's and the adversary's part."""
 

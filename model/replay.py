@@ -74,6 +74,14 @@ def fold(records: Iterable[TransitionRecord]) -> Facts:
     return facts
 
 
+def by_launch(records: Iterable[TransitionRecord]) -> dict[str, list[TransitionRecord]]:
+    """The lines of a file that several launches appended to, launch by launch, in the order of their first lines."""
+    launches: dict[str, list[TransitionRecord]] = {}
+    for record in records:
+        launches.setdefault(record.launch, []).append(record)
+    return launches
+
+
 def complete(records: Sequence[TransitionRecord]) -> bool:
     """Does the record end in a terminal state."""
     return bool(records) and records[-1].dest in TERMINAL

@@ -72,9 +72,7 @@ def _guest(f: Facts) -> Facts:
 def _unwind(f: Facts) -> Facts:
     """All that was made is unmade; the child that confined itself is gone, and the parent never was confined."""
     lock = "free" if f.lock == "ours" else f.lock
-    return replace(
-        f, held="nothing", staged="nothing", lock=lock, residue=frozenset(), confined="none", proved=False
-    )
+    return replace(f, held="nothing", staged="nothing", lock=lock, residue=frozenset(), confined="none", proved=False)
 
 
 def _unwind_dirty(f: Facts) -> Facts:

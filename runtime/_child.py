@@ -11,15 +11,16 @@ afterwards. The nested user namespace comes last: it is what turns the flags int
 what must be refused. Kernel rules: mount_namespaces(7) "Restrictions on mount namespaces", mount_setattr(2).
 """
 
-import _signal
+import _signal  # type: ignore[import-not-found]  # signal without its enumerations: a millisecond less
 import marshal
 import os
 import sys
+from typing import Any
 
 try:
     from nucleus_gvisor.runtime import _linux as linux
 except ImportError:  # the fresh interpreter knows this folder only, not the packages
-    import _linux as linux  # type: ignore[import-not-found,no-redef]
+    import _linux as linux  # type: ignore[import-not-found,no-redef,unused-ignore]
 
 FAILED = 125
 MAX_PACKET = 1 << 17
@@ -29,7 +30,8 @@ NOWHERE = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NOEXEC
 NOT_DEVICE = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_NOEXEC
 DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
-Plan = dict  # type: ignore[type-arg]  # marshal data; the keys are in runtime/steps/confine.py
+Plan = dict[str, Any]
+"""Marshal data; the keys are those of runtime/steps/confine.py."""
 
 
 class Refused(Exception):
@@ -67,16 +69,16 @@ def main(plan: Plan, link: int) -> None:
         os._exit(FAILED)
 
 
-def _send(link: int, message: tuple[object, ...]) -> None:
+def _send(link: int, message: tuple[Any, ...]) -> None:
     try:
         os.write(link, marshal.dumps(message))
     except OSError:
         os._exit(FAILED)  # nobody is there to be told
 
 
-def _receive(link: int) -> tuple[object, ...]:
+def _receive(link: int) -> tuple[Any, ...]:
     packet = os.read(link, MAX_PACKET)
-    return marshal.loads(packet) if packet else ("end",)
+    return tuple(marshal.loads(packet)) if packet else ("end",)
 
 
 def _obey(link: int, image: int) -> None:
@@ -89,7 +91,7 @@ def _obey(link: int, image: int) -> None:
         os.set_inheritable(link, False)
         os.set_inheritable(image, False)
         try:
-            execute(image, argv, env)  # type: ignore[arg-type]
+            execute(image, argv, env)
         except OSError as error:
             _send(link, ("exec failed", error.errno or 0, str(error)))
     elif word[0] == "hold":  # in-place: keep the namespaces until the parent has entered them
@@ -129,10 +131,11 @@ def _off(plan: Plan) -> tuple[int, dict[str, object]]:
 
 def _landlock(plan: Plan) -> tuple[int, dict[str, object]]:
     """The reference's execute-only allowlist, without no_new_privs (gvisor.rs:893)."""
-    roots = [_reopen(path, identity) for path, identity in plan["allow"]]
-    linux.landlock_execute_only(roots)
-    for fd in roots:
-        os.close(fd)
+    try:
+        restrict(plan["allow"])
+    except PermissionError as error:
+        text = f"{error}; without no_new_privs it needs CAP_SYS_ADMIN in the user namespace"
+        raise Refused("call", "landlock", error.errno or 0, text) from error
     canaries = [_canary(argv) for argv in plan["canaries"]]
     evidence = {
         "confined": "landlock",
@@ -141,6 +144,14 @@ def _landlock(plan: Plan) -> tuple[int, dict[str, object]]:
         "allow": [os.fsdecode(path) for path, _ in plan["allow"]],
     }
     return plan["images"]["runsc"], evidence
+
+
+def restrict(allow: list[tuple[bytes, tuple[int, int]]]) -> None:
+    """Landlock: execute nothing but what lies beneath `allow`; each reopened and compared, none skipped."""
+    roots = [_reopen(path, identity) for path, identity in allow]
+    linux.landlock_execute_only(roots)
+    for fd in roots:
+        os.close(fd)
 
 
 def _locked(plan: Plan) -> tuple[int, dict[str, object]]:
@@ -284,7 +295,7 @@ def _mount_points(root: int, points: list[tuple[str, bool]]) -> None:
             try:
                 if is_directory or number < len(parts) - 1:
                     os.mkdir(name, 0o755, dir_fd=parent)
-                    os.chmod(name, 0o755, dir_fd=parent)  # noqa: PTH101  (umask is 077)
+                    os.chmod(name, 0o755, dir_fd=parent)
                 else:
                     os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=parent))
             except FileExistsError:
@@ -352,7 +363,7 @@ def _materialise(work: int, images: dict[str, int]) -> int:
 
 
 def _hide_root_network_mark() -> None:
-    """Releases up to 2024 take a namespace for the host's when net/core/rmem_max is there; since Linux 6.x it always is.
+    """Releases up to 2024 take a namespace for the host's when net/core/rmem_max is there; of late it always is.
 
     The network namespace was made a moment ago by this process: it is not the host's.
     """
@@ -420,7 +431,7 @@ def _mounts(place: bytes) -> tuple[int, list[bytes]]:
 
 
 def ask(image: int, questions: list[list[bytes]], env: dict[bytes, bytes]) -> list[tuple[int, bytes]]:
-    """Run the image once for each argv, where it is confined; (wait status, output) of each, bounded in time and size."""
+    """Run the image with each argv, where it is confined; (wait status, output) of each, bounded in time and size."""
     started = []
     for argv in questions:
         reader, writer = os.pipe2(os.O_CLOEXEC)

@@ -132,7 +132,7 @@ def close_range(first: int, last: int, flags: int = 0) -> None:
 
 
 def close_all_but(keep: set[int]) -> None:
-    """Close every descriptor from 3 on that is not in `keep`, through the kernel's own table, not a guess at its size."""
+    """Close every descriptor from 3 on that is not in `keep`, through the kernel's own table."""
     first = 3
     for fd in sorted(k for k in keep if k >= 3):
         if fd > first:

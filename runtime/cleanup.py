@@ -9,12 +9,14 @@ import fcntl
 import hashlib
 import os
 import re
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from nucleus_gvisor.model.errors import Busy
 from nucleus_gvisor.runtime.paths import calls, enter, file_id, remove_tree
 
+COLLECTOR_SECONDS, COLLECTOR_TRIES = 0.1, 10
 _HEX32 = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -42,7 +44,7 @@ def _boot() -> bytes:
 
 
 def owner_lives(line: bytes) -> bool:
-    """Does the process that `line` names still run. One in another pid namespace cannot be asked: it counts as alive."""
+    """Does the process that `line` names still run. One in another pid namespace cannot be asked: it is alive."""
     fields = line.split()
     if len(fields) != 4:
         return False
@@ -127,14 +129,21 @@ class Place:
 
 def take_lock(locks: int, component: str, path: bytes, *, create: bool) -> int | None:
     """A locked descriptor of the lock file, or None when it is taken."""
+    patience = COLLECTOR_TRIES
     while True:
         try:
             with calls("Prepare", path):
                 fd = os.open(component, _OPEN if create else _OPEN & ~os.O_CREAT, 0o600, dir_fd=locks)
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            taken = not create or owner_lives(os.pread(fd, 512, 0))
             os.close(fd)
-            return None
+            if taken or not patience:
+                return None
+            # Another launch, or only a collector that is about to let go.
+            patience -= 1
+            time.sleep(COLLECTOR_SECONDS / COLLECTOR_TRIES)
+            continue
         # Its last holder may have removed the name while we waited for the lock: then it locks nothing.
         try:
             current = file_id(os.stat(component, dir_fd=locks, follow_symlinks=False))
@@ -161,7 +170,7 @@ def collect(base: int, base_path: bytes, locks: int) -> list[str]:
     for component in os.listdir(locks):
         try:
             fd = take_lock(locks, component, base_path, create=False)
-        except Exception:  # noqa: S112  (someone else's collector was faster, or it is no lock: not ours to judge)
+        except Exception:
             continue
         if fd is None:
             continue

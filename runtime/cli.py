@@ -12,7 +12,7 @@ from typing import Any
 
 from nucleus_gvisor.model.errors import BadArgument, LaunchError, RecordRejected
 from nucleus_gvisor.model.record import parse_all
-from nucleus_gvisor.model.replay import complete, fold
+from nucleus_gvisor.model.replay import by_launch, complete, fold
 from nucleus_gvisor.runtime.audit import Record
 from nucleus_gvisor.runtime.bundle import OciBundle
 from nucleus_gvisor.runtime.gvisor import GVisorRuntime, SandboxProcess
@@ -102,7 +102,7 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
     add("--id", metavar="ID", help="container id (default: 32 random hex digits)")
     root = parser.add_mutually_exclusive_group()
     root.add_argument("--bundle", metavar="DIR", type=Path, help="run this OCI bundle; it brings its own command")
-    root.add_argument("--rootfs", metavar="DIR", type=Path, help="the guest's root (default: the host's programs, read-only)")
+    root.add_argument("--rootfs", metavar="DIR", type=Path, help="the guest's root (default: the host's programs)")
     add("--writable", action="store_true", help="let the guest write to --rootfs")
     add("--platform", choices=[str(p) for p in Platform], default="auto", help="gVisor platform (default: auto)")
     add("--network", choices=[str(n) for n in NetworkMode], default="none", help="network (default: none)")
@@ -116,7 +116,9 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
     add("--runsc", metavar="PATH", help="use this runsc instead of searching")
     add("--record", metavar="FILE", type=Path, help="append the record to FILE")
     add("--mount", metavar="SRC:DST[:ro|rw]", action="append", default=[], help="show a host path to the guest (ro)")
-    add("--env", metavar="NAME=VALUE", action="append", default=[], help="set a variable of the guest; NAME alone passes it on")
+    add(
+        "--env", metavar="NAME=VALUE", action="append", default=[], help="set a guest variable; NAME alone passes it on"
+    )
     add("--cwd", metavar="DIR", default="/", help="the guest's working directory (default: /)")
     add("--hostname", metavar="NAME", default="gvisor", help="the guest's host name (default: gvisor)")
     add("--user", metavar="UID[:GID]", default="0:0", help="the guest's user (default: 0:0)")
@@ -147,8 +149,12 @@ def bundle_of(given: argparse.Namespace) -> OciBundle | Path:
     words = given.words[1:] if given.words[:1] == ["--"] else given.words
     if given.bundle is not None:
         if words or given.mount or given.env or given.cwd != "/":
-            raise BadArgument("a bundle brings its own command, mounts, environment and directory", step="Resolve",
-                              observed=" ".join(words) or "--mount, --env or --cwd", expected="nothing beside --bundle")  # fmt: skip
+            raise BadArgument(
+                "a bundle brings its own command, mounts, environment and directory",
+                step="Resolve",
+                observed=" ".join(words) or "--mount, --env or --cwd",
+                expected="nothing beside --bundle",
+            )
         return Path(os.path.abspath(given.bundle))
     if not words:
         raise BadArgument("no command", step="Resolve", expected="-- COMMAND [ARGUMENT...]")
@@ -256,12 +262,13 @@ def summary(container: str, record: Record | None, **more: Any) -> dict[str, Any
     stage = next((e for a, e in evidence.items() if a.startswith("Stage")), {})
     confine = next((e for a, e in evidence.items() if a.startswith("Confine")), {})
     last = lines[-1].facts if lines else {}
+    files: Any = evidence.get("Resolve", {}).get("files", ())
     return {
         "id": container,
         "launch": lines[0].launch if lines else None,
         "states": [line.dest for line in lines],
         "actions": [line.action for line in lines],
-        "runsc": evidence.get("Resolve", {}).get("files", [{}])[0].get("path"),
+        "runsc": next((file["path"] for file in files), None),
         "digests": stage.get("digests"),
         "stage": stage.get("method"),
         "requested": {"confinement": last.get("confinement"), "enforcement": last.get("enforcement")},
@@ -285,8 +292,13 @@ def _report(
     code: int = OURS,
     error: LaunchError | None = None,
 ) -> None:
-    data = summary(container, record, exit=code, pid=None if process is None else process.pid,
-                   error=None if error is None else error.as_dict())  # fmt: skip
+    data = summary(
+        container,
+        record,
+        exit=code,
+        pid=None if process is None else process.pid,
+        error=None if error is None else error.as_dict(),
+    )
     if given.show:
         _show(data)
     if given.json:
@@ -306,7 +318,8 @@ def _show(data: dict[str, Any]) -> None:
         table.add_row(action, state, f"{data['ms'][action]:.2f}")
     console.print(table)
     achieved, digests = data["achieved"], data["digests"] or {}
-    console.print(f"runsc       {data['runsc']} (release {data['release']}, platform {data['platform']})", highlight=False)
+    what = f"release {data['release']}, platform {data['platform']}"
+    console.print(f"runsc       {data['runsc']} ({what})", highlight=False)
     console.print(f"sha256      {digests.get('runsc')}", highlight=False)
     proved = "proved from inside" if achieved["proved"] else "not proved"
     console.print(f"confinement {achieved['confinement']}, {proved}", highlight=False)
@@ -333,17 +346,29 @@ def _verify(given: argparse.Namespace) -> int:
     bad = 0
     for path in given.files:
         try:
-            records = parse_all(path.read_bytes())
-            facts = fold(records)
+            launches = by_launch(parse_all(path.read_bytes()))
+            if not launches:
+                raise RecordRejected("empty: a launch leaves at least its first line")
         except OSError as error:
             print(f"{path}: cannot be read: {error.strerror}")
             bad += 1
+            continue
         except RecordRejected as error:
             print(f"{path}: REJECTED: {error}")
             bad += 1
-        else:
-            end = "complete" if complete(records) else "INCOMPLETE: a killed launch, or a cut tail"
-            print(f"{path}: accepted, {len(records)} lines, ends in {facts.state}, {end}, head {records[-1].digest()}")
+            continue
+        for launch, records in launches.items():
+            try:
+                facts = fold(records)
+            except RecordRejected as error:
+                print(f"{path}: launch {launch}: REJECTED: {error}")
+                bad += 1
+            else:
+                end = "complete" if complete(records) else "INCOMPLETE: a killed launch, or a cut tail"
+                print(
+                    f"{path}: launch {launch}: accepted, {len(records)} lines, ends in {facts.state}, {end}, "
+                    f"head {records[-1].digest()}"
+                )
     return 1 if bad else 0
 
 

@@ -16,7 +16,14 @@ from nucleus_gvisor.runtime.bundle import OciBundle
 from nucleus_gvisor.runtime.cleanup import state_component
 from nucleus_gvisor.runtime.identity import Identity
 from nucleus_gvisor.runtime.launch import Launch
-from nucleus_gvisor.runtime.options import Confinement, Enforcement, GVisorOciRunOptions, NetworkMode, Platform, judge_id
+from nucleus_gvisor.runtime.options import (
+    Confinement,
+    Enforcement,
+    GVisorOciRunOptions,
+    NetworkMode,
+    Platform,
+    judge_id,
+)
 from nucleus_gvisor.runtime.paths import artifact_base
 from nucleus_gvisor.runtime.steps import resolve, stage
 from nucleus_gvisor.runtime.supervisor import Supervisor
@@ -201,9 +208,7 @@ class GVisorRuntime:
         """Replace the calling process with the sandbox, with default options (gvisor.rs:294)."""
         self.exec_with_oci_bundle_options(container_id, bundle, GVisorOciRunOptions())
 
-    def exec_with_oci_bundle_options(
-        self, container_id: str, bundle: Bundle, options: GVisorOciRunOptions
-    ) -> NoReturn:
+    def exec_with_oci_bundle_options(self, container_id: str, bundle: Bundle, options: GVisorOciRunOptions) -> NoReturn:
         """Replace the calling process, which must have one thread, with the sandbox (gvisor.rs:310).
 
         Returns only by raising a LaunchError. The caller is then as it was, unless the error is an ExecFailed whose

@@ -21,6 +21,7 @@ from nucleus_gvisor.model.errors import (
     LaunchError,
     Limit,
     NotProved,
+    SafetyViolation,
     StepFailed,
     Unsupported,
 )
@@ -28,7 +29,7 @@ from nucleus_gvisor.model.facts import Facts
 from nucleus_gvisor.model.machine import LaunchMachine, fresh
 from nucleus_gvisor.model.record import TransitionRecord
 from nucleus_gvisor.model.table import CONFINE, STAGE, failure_row
-from nucleus_gvisor.runtime import _child, runsc
+from nucleus_gvisor.runtime import runsc
 from nucleus_gvisor.runtime.audit import Record
 from nucleus_gvisor.runtime.bundle import OciBundle
 from nucleus_gvisor.runtime.cleanup import Place
@@ -38,7 +39,6 @@ from nucleus_gvisor.runtime.options import (
     Enforcement,
     GVisorOciRunOptions,
     NetworkMode,
-    Program,
     StageMethod,
     judge_id,
 )
@@ -123,7 +123,8 @@ class Launch:
             self._fire_confine(machine)
             machine.fire("Exec")
         except BaseException as error:
-            raise self._failed(machine, error) from error.__cause__
+            reason = self._failed(machine, error)
+            raise reason from reason.__cause__
         finally:
             self.record.close()
 
@@ -155,17 +156,18 @@ class Launch:
 
     def _failed(self, machine: LaunchMachine | None, error: BaseException) -> BaseException:
         """End in Failed, and say why: what the steps found rather than the guard that refused because of it."""
-        reason = error
-        if isinstance(error, GuardRefused) and self._trouble is not None:
-            reason = self._trouble
-        told = reason if isinstance(reason, LaunchError) else StepFailed(f"interrupted: {reason!r}")
+        reason = self._trouble if isinstance(error, GuardRefused) and self._trouble is not None else error
+        if isinstance(reason, OSError):
+            told: LaunchError = StepFailed("system call failed", observed=str(reason))
+            told.__cause__ = reason
+            reason = told
+        else:
+            told = reason if isinstance(reason, LaunchError) else StepFailed(f"interrupted by {type(reason).__name__}")
+        self._trouble = told
         if machine is None:
             self._unwind()
         else:
             machine.fail(told)
-        if not isinstance(reason, LaunchError) and isinstance(reason, OSError):
-            told.__cause__ = reason
-            reason = told
         told.record = self.record
         return reason
 
@@ -175,8 +177,7 @@ class Launch:
         if self._in_place and line.action == "Exec":
             try:
                 argv, env = self._command()
-                assert self._staged is not None
-                exec_.in_place(self._staged.images["runsc"], argv, env)
+                exec_.in_place(self._image_in_place(), argv, env)
             except BaseException:
                 self.record.retract()
                 raise
@@ -219,16 +220,25 @@ class Launch:
         _judge_limits()
         options = self.options
         if options.stage is StageMethod.SET and options.confinement is not Confinement.MOUNT_LOCKED:
-            raise BadArgument("the set is staged on a tmpfs that only mount-locked makes", step="Resolve",
-                              observed=options.confinement.value, expected="mount-locked", hint="--stage copy")  # fmt: skip
+            raise BadArgument(
+                "the set is staged on a tmpfs that only mount-locked makes",
+                step="Resolve",
+                observed=options.confinement.value,
+                expected="mount-locked",
+                hint="--stage copy",
+            )
         self._identity = Identity.current()
         store = options.stage is StageMethod.STORE
         self._judged = resolve.resolve(self._runsc_path, self._identity, pin=options.pin, store=store)
         if self._judged.side and options.stage in (StageMethod.SEALED, StageMethod.STORE):
             side = len(self._judged.side)
             self._judged.close()
-            raise BadArgument("this runsc has side binaries, which only a set or a copy keeps beside it", step="Resolve",
-                              observed=f"{side} in gvisor-bin", hint="--stage auto")  # fmt: skip
+            raise BadArgument(
+                "this runsc has side binaries, which only a set or a copy keeps beside it",
+                step="Resolve",
+                observed=f"{side} in gvisor-bin",
+                hint="--stage auto",
+            )
 
     def _resolve(self, _: Facts) -> Mapping[str, object]:
         assert self._judged is not None
@@ -255,7 +265,9 @@ class Launch:
             return
         spaces = bundle.config.get("linux", {}).get("namespaces", [])
         named = next((s.get("path") for s in spaces if s.get("type") == "network"), None)
-        locked = self.options.confinement is Confinement.MOUNT_LOCKED and self.options.enforcement is not Enforcement.OFF
+        locked = (
+            self.options.confinement is Confinement.MOUNT_LOCKED and self.options.enforcement is not Enforcement.OFF
+        )
         if locked and named:
             raise BadBundle(
                 "the bundle's network namespace cannot be entered from a locked user namespace",
@@ -328,8 +340,9 @@ class Launch:
         assert place is not None and guest is not None and staged is not None
         locked = confinement is Confinement.MOUNT_LOCKED
         if staged.method == "set" and not locked:
-            raise Unsupported("the set is staged on a tmpfs that only mount-locked makes", step="Confine",
-                              hint="--stage copy")  # fmt: skip
+            raise Unsupported(
+                "the set is staged on a tmpfs that only mount-locked makes", step="Confine", hint="--stage copy"
+            )
         path = os.fsdecode(place.path)
         roots = {source.target: os.fsdecode(source.path) for source in guest.sources}
         if locked or guest.skeleton is not None:
@@ -405,14 +418,21 @@ class Launch:
             "limits": {name: resource.getrlimit(number)[0] for number, (name, _) in LIMITS.items()},
         }
         if self._in_place:
-            confinement = self._plan["confinement"]
             self.place.own(os.getpid())
-            if self._staged is not None and self._staged.method == "set":
-                raise Unsupported("a set cannot be executed in place", step="Exec", hint="use spawn, or --stage copy")
-            exec_.join(self.confined, Confinement(confinement) if confinement else None)
+            exec_.join(self.confined, self._plan)
             return {"pid": os.getpid(), "in_place": True, **shown}
         self.place.own(self.confined.child.pid)
         return {**exec_.in_child(self.confined, argv, env), **shown}
+
+    def _image_in_place(self) -> int:
+        """What the calling process executes, now that it is in the child's namespaces; a set lies there only."""
+        assert self._staged is not None and self.place is not None and self.confined is not None
+        if self._staged.method != "set":
+            return self._staged.images["runsc"]
+        image = os.open(self.place.path + b"/set/runsc", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        if list(file_id(os.fstat(image))) != list(self.confined.shown["image"]):
+            raise SafetyViolation("not the image that the child made", step="Exec", path=self.place.path)
+        return image
 
     def ask(self) -> runsc.Release:
         """What the judged binary says of itself, from a child confined as a launch's is. No launch, and no record."""
@@ -501,8 +521,10 @@ def _judge_limits() -> None:
     for number, (name, least) in LIMITS.items():
         soft = resource.getrlimit(number)[0]
         if soft != resource.RLIM_INFINITY and soft < least:
-            raise Limit(f"{name} is too low", step="Resolve", observed=soft, expected=f"at least {least}",
-                        hint=f"raise it: ulimit or setrlimit {name}")  # fmt: skip
-
-
-__all__ = ["Launch", "Program", "_child"]
+            raise Limit(
+                f"{name} is too low",
+                step="Resolve",
+                observed=soft,
+                expected=f"at least {least}",
+                hint=f"raise it: ulimit or setrlimit {name}",
+            )

@@ -52,7 +52,7 @@ class Confinement(StrEnum):
     """What the supervisor is held by."""
 
     MOUNT_LOCKED = "mount-locked"
-    """A private view of the host's mounts, read-only, without execution or set-id, locked by a nested user namespace."""
+    """A private view of the host's mounts: read-only, no execution, no set-id, locked by a nested user namespace."""
     LANDLOCK = "landlock"
     """The reference's execute-only Landlock allowlist (gvisor.rs:893); not for runsc, which must mount."""
 

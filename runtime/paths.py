@@ -142,8 +142,13 @@ class Walk:
     def _link(self, fd: int, status: os.stat_result, here: bytes, links: int) -> list[bytes]:
         try:
             if not judge_owner(status, self._identity):
-                raise Symlink("a link on the way was made by someone else", step="Resolve", path=here,
-                              observed=described(status), expected=f"owner root or uid {self._identity.uid}")  # fmt: skip
+                raise Symlink(
+                    "a link on the way was made by someone else",
+                    step="Resolve",
+                    path=here,
+                    observed=described(status),
+                    expected=f"owner root or uid {self._identity.uid}",
+                )
             if links > MAX_LINKS:
                 raise Symlink("too many links", step="Resolve", path=here, observed=links, expected=MAX_LINKS)
             self._note(status)
@@ -278,7 +283,8 @@ def _judge_above(status: os.stat_result, path: bytes, identity: Identity) -> Non
             step="Prepare",
             path=path,
             observed=described(status),
-            expected="owner root" + ("" if identity.host_root else f" or uid {identity.uid}")
+            expected="owner root"
+            + ("" if identity.host_root else f" or uid {identity.uid}")
             + ", not writable by group or others",
             hint="set NUCLEUS_GVISOR_ARTIFACT_BASE to a directory that only you can write",
         )
@@ -302,7 +308,7 @@ def make_private(fd: int, path: bytes, identity: Identity) -> None:
 
 
 def remove_tree(parent: int, name: bytes, on_error: Callable[[OSError], None]) -> None:
-    """Remove `name` below `parent` and all in it, by descriptors; each failure goes to `on_error` and is passed over."""
+    """Remove `name` below `parent` and all in it, by descriptors; a failure goes to `on_error`."""
     try:
         try:
             fd = os.open(name, _DIRECTORY, dir_fd=parent)

@@ -99,8 +99,12 @@ def read_answers(answers: list[tuple[int, bytes]]) -> Release:
 def _platforms(flags: str) -> tuple[tuple[str, ...], str]:
     match = _PLATFORM.search(flags)
     if match is None:
-        raise NotRunsc("runsc does not tell its platforms", step="Confine", observed=flags[:120],
-                       expected="-platform in the output of `runsc flags`")  # fmt: skip
+        raise NotRunsc(
+            "runsc does not tell its platforms",
+            step="Confine",
+            observed=flags[:120],
+            expected="-platform in the output of `runsc flags`",
+        )
     names = tuple(name.split()[0] for name in match[1].split(",") if name.split())
     return names, match[2]
 
@@ -129,9 +133,14 @@ def choose_platform(release: Release, wanted: Platform) -> str:
 
 def _require_kvm() -> None:
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        raise Unsupported("the host has no usable /dev/kvm", step="Confine", path="/dev/kvm",
-                          observed="missing or not readable and writable", expected="a KVM device",
-                          hint="--platform auto")  # fmt: skip
+        raise Unsupported(
+            "the host has no usable /dev/kvm",
+            step="Confine",
+            path="/dev/kvm",
+            observed="missing or not readable and writable",
+            expected="a KVM device",
+            hint="--platform auto",
+        )
 
 
 def judge_network(release: Release, options: GVisorOciRunOptions, *, locked: bool) -> None:
@@ -139,8 +148,12 @@ def judge_network(release: Release, options: GVisorOciRunOptions, *, locked: boo
     if options.network_mode is not NetworkMode.SANDBOX:
         return
     if options.runsc_rootless:
-        raise Unsupported("runsc has no sandbox network when rootless", step="Confine", observed="runsc_rootless=True",
-                          hint="leave runsc_rootless off, or use --network none or host")  # fmt: skip
+        raise Unsupported(
+            "runsc has no sandbox network when rootless",
+            step="Confine",
+            observed="runsc_rootless=True",
+            hint="leave runsc_rootless off, or use --network none or host",
+        )
     if locked and (release.date or 0) < KNOWN_SANDBOX_NETWORK:
         raise Unsupported(
             "this runsc has no sandbox network in a locked user namespace",

@@ -60,7 +60,7 @@ class Supervisor:
         packet = self._link.recv(_child.MAX_PACKET)
         return tuple(marshal.loads(packet)) if packet else ("end",)
 
-    def tell(self, *word: object) -> None:
+    def tell(self, *word: Any) -> None:
         with suppress(OSError):  # a dead child is heard of by `hear`
             self._link.send(marshal.dumps(word))
 

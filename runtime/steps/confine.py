@@ -122,14 +122,21 @@ def _refusal(child: Supervisor, plan: Mapping[str, Any], word: str, rest: list[A
     if kind == "changed":
         return SafetyViolation("changed after it was judged", step="Confine", path=what, observed=text)
     if kind == "bind":
-        return StepFailed("cannot be shown to the guest", step="Confine", path=what, observed=text,
-                          hint="copy it to a file system that is not mounted noexec or nosuid")  # fmt: skip
+        return StepFailed(
+            "cannot be shown to the guest",
+            step="Confine",
+            path=what,
+            observed=text,
+            hint="copy it to a file system that is not mounted noexec or nosuid",
+        )
     if kind == "defect":
         return StepFailed("the child failed", step="Confine", observed=text)
     hint = "see `nucleus-gvisor doctor`"
     if "unshare" in text:
-        hint = "user namespaces are denied: sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, or the" \
-               " caller's own container"  # fmt: skip
+        hint = (
+            "user namespaces are denied: sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, or the"
+            " caller's own container"
+        )
     error = ConfineFailed(f"cannot confine: {what}", step="Confine", observed=text, hint=hint)
     error.__cause__ = OSError(number, text)
     return error
@@ -175,8 +182,12 @@ def lay_out_on_disk(directory: int, child_plan: dict[str, Any]) -> None:
     try:
         _child.lay_out(directory, child_plan)
     except OSError as error:
-        raise StepFailed("cannot lay out the container's directory", step="Confine", path=child_plan["place"],
-                         observed=error.strerror) from error  # fmt: skip
+        raise StepFailed(
+            "cannot lay out the container's directory",
+            step="Confine",
+            path=child_plan["place"],
+            observed=error.strerror,
+        ) from error
 
 
 __all__ = ["ChildDied", "Confined", "file_id"]

@@ -2,8 +2,9 @@
 
 import os
 import signal
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from nucleus_gvisor.model.errors import ChildDied, ExecFailed, SafetyViolation
 from nucleus_gvisor.runtime import _child, _linux
@@ -21,7 +22,7 @@ def in_child(confined: Confined, argv: list[bytes], env: dict[bytes, bytes]) -> 
     cannot be shown to have executed. Spec: GVisorRuntime!Exec.
     """
     child = confined.child
-    image: FileId = tuple(confined.shown["image"])
+    image: FileId = (confined.shown["image"][0], confined.shown["image"][1])
     child.tell("exec", argv, env)
     word, *rest = child.hear()
     if word == "executing":
@@ -41,7 +42,7 @@ def in_child(confined: Confined, argv: list[bytes], env: dict[bytes, bytes]) -> 
     raise ChildDied("the child died before execve", step="Exec", observed=how)
 
 
-def join(confined: Confined, confinement: Confinement | None) -> None:
+def join(confined: Confined, plan: Mapping[str, Any]) -> None:
     """Enter the namespaces that the child made and proved, for an in-place exec; the child is gone afterwards.
 
     Until here the caller was unrestricted, and whatever failed left it so. ExecFailed says, in `restricted`, when
@@ -49,23 +50,28 @@ def join(confined: Confined, confinement: Confinement | None) -> None:
     """
     child = confined.child
     if threads() > 1:
-        raise ExecFailed("a process with several threads cannot be replaced in place", step="Exec",
-                         observed=f"{threads()} threads", hint="use spawn, or run in a process of its own")  # fmt: skip
+        raise ExecFailed(
+            "a process with several threads cannot be replaced in place",
+            step="Exec",
+            observed=f"{threads()} threads",
+            hint="use spawn, or run in a process of its own",
+        )
+    locked = plan["confinement"] == Confinement.MOUNT_LOCKED.value
     child.tell("hold")
     try:
-        if confinement is Confinement.MOUNT_LOCKED:
+        if locked:
             flags = _linux.CLONE_NEWUSER | _linux.CLONE_NEWNS
             if child.namespace("net") != os.readlink("/proc/self/ns/net"):
                 flags |= _linux.CLONE_NEWNET
             _linux.setns(child.pidfd, flags)
             _linux.no_new_privs()
-        elif confinement is Confinement.LANDLOCK:
-            _linux.landlock_execute_only([])
+        elif plan["confinement"] == Confinement.LANDLOCK.value:
+            _child.restrict(plan["allow"])
     except OSError as error:
         raise ExecFailed("cannot enter the confinement", step="Exec", observed=str(error)) from error
     finally:
         child.end()
-    if confinement is Confinement.MOUNT_LOCKED:
+    if locked:
         told = {"mnt": confined.shown["mount_namespace"], "user": confined.shown["user_namespace"]}
         seen = {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in told}
         if seen != told:

@@ -23,5 +23,10 @@ def unwind(child: Supervisor | None, staged: Staged | None, judged: Judged | Non
         path, problems = place.path, list(place.remove())
         place.close()
         if problems:
-            raise StepFailed("left behind", step="Fail", path=path, observed="; ".join(map(str, problems)),
-                             hint="the next launch here collects it") from problems[0]  # fmt: skip
+            raise StepFailed(
+                "left behind",
+                step="Fail",
+                path=path,
+                observed="; ".join(map(str, problems)),
+                hint="the next launch here collects it",
+            ) from problems[0]

@@ -71,7 +71,7 @@ def look_at_bundle(bundle: OciBundle) -> Guest:
         if not root.is_directory:
             raise BadBundle("rootfs is not a directory", step="Prepare", path=root.path)
         sources.append(root)
-    binds = {}
+    binds: dict[int, str] = {}
     for bind in bundle.binds():
         target = f"mnt/{len(binds)}"
         sources.append(_source(bind.source, target, bind.readonly, bind.recursive))
@@ -94,8 +94,13 @@ def _source(path: bytes, target: str, readonly: bool, recursive: bool) -> Source
         real = os.path.realpath(path, strict=True)
         status = os.stat(real, follow_symlinks=False)
     except OSError as error:
-        raise BadBundle("a path of the bundle is not there", step="Prepare", path=path, observed=error.strerror,
-                        expected="a file or directory of the host") from error  # fmt: skip
+        raise BadBundle(
+            "a path of the bundle is not there",
+            step="Prepare",
+            path=path,
+            observed=error.strerror,
+            expected="a file or directory of the host",
+        ) from error
     is_directory = stat.S_ISDIR(status.st_mode)
     return Source(real, file_id(status), target, readonly, recursive and is_directory, is_directory)
 
@@ -110,7 +115,7 @@ def _mount_points(guest: Guest) -> tuple[tuple[str, bool], ...]:
 
 
 def _judge_mount_points(rootfs: bytes, points: tuple[tuple[str, bool], ...]) -> None:
-    """runsc would make what is missing in the root itself; a read-only one has to have it, and says so late and badly."""
+    """A read-only root has to have every mount point: runsc cannot make one there, and says so late and badly."""
     for point, _ in points:
         if point in ("/proc", "/dev", "/sys", "/tmp") or point.startswith(("/dev/", "/proc/")):
             continue  # the sentry mounts these itself, over directories that it makes up
@@ -118,6 +123,11 @@ def _judge_mount_points(rootfs: bytes, points: tuple[tuple[str, bool], ...]) -> 
         with suppress(OSError):
             os.stat(here)
             continue
-        raise BadBundle("a mount has no place in the read-only rootfs", step="Prepare", path=here,
-                        observed="missing", expected="a directory or file to mount over",
-                        hint="make it in the rootfs, or make the rootfs writable")  # fmt: skip
+        raise BadBundle(
+            "a mount has no place in the read-only rootfs",
+            step="Prepare",
+            path=here,
+            observed="missing",
+            expected="a directory or file to mount over",
+            hint="make it in the rootfs, or make the rootfs writable",
+        )

@@ -97,7 +97,7 @@ class Search:
 
 
 def candidates(explicit: bytes | None, identity: Identity) -> list[bytes]:
-    """Paths to try, in order. `PATH` counts only for an unprivileged, unelevated caller, and only its absolute items."""
+    """Paths to try, in order. `PATH` counts for an unprivileged, unelevated caller, and only its absolute items."""
     if explicit is not None:
         return [explicit]
     found = list(SYSTEM_PATHS)
@@ -144,8 +144,14 @@ def judge(path: bytes, identity: Identity, *, pin: str | None, store: bool = Fal
     runsc, found = opened
     try:
         if store and not os.fstatvfs(runsc.fd).f_flag & os.ST_RDONLY:
-            raise Untrusted("the store can be written", step="Resolve", path=found.path, observed="read-write mount",
-                            expected="an immutable store on a read-only mount", hint="use the sealed stage")  # fmt: skip
+            raise Untrusted(
+                "the store can be written",
+                step="Resolve",
+                path=found.path,
+                observed="read-write mount",
+                expected="an immutable store on a read-only mount",
+                hint="use the sealed stage",
+            )
         return Judged(runsc, _side_binaries(found, identity), pin, _MINT)
     except BaseException:
         os.close(runsc.fd)
@@ -184,15 +190,25 @@ def _open_regular(found: Found) -> int:
         status = os.fstat(probe)
         if not stat.S_ISREG(status.st_mode):
             kind = stat.filemode(status.st_mode)[0]
-            raise NotRegular("not a regular file", step="Resolve", path=found.path, observed=f"type {kind!r}",
-                             expected="a regular file")  # fmt: skip
+            raise NotRegular(
+                "not a regular file",
+                step="Resolve",
+                path=found.path,
+                observed=f"type {kind!r}",
+                expected="a regular file",
+            )
     finally:
         os.close(probe)
     try:
         fd = os.open(found.name, _FILE, dir_fd=found.parent)
     except OSError as error:
-        raise Untrusted("cannot be read", step="Resolve", path=found.path, observed=error.strerror,
-                        hint="it must be readable to be verified") from error  # fmt: skip
+        raise Untrusted(
+            "cannot be read",
+            step="Resolve",
+            path=found.path,
+            observed=error.strerror,
+            hint="it must be readable to be verified",
+        ) from error
     if file_id(os.fstat(fd)) != file_id(status):
         os.close(fd)
         raise Untrusted("replaced while it was opened", step="Resolve", path=found.path)
@@ -227,8 +243,14 @@ def _judge_file(
             hint=f"chown root, chmod 0755, or --pin {'SHA256'} where the owner is unknown",
         )
     if not mode & 0o111:
-        raise NotExecutable("has no execute bit", step="Resolve", path=found.path, observed=described(status),
-                            expected="mode 0755", hint=f"chmod a+x {os.fsdecode(found.path)}")  # fmt: skip
+        raise NotExecutable(
+            "has no execute bit",
+            step="Resolve",
+            path=found.path,
+            observed=described(status),
+            expected="mode 0755",
+            hint=f"chmod a+x {os.fsdecode(found.path)}",
+        )
 
 
 def _in_store(fd: int, path: bytes) -> bool:
@@ -247,8 +269,13 @@ def _judge_program(fd: int, status: os.stat_result, path: bytes) -> None:
     if status.st_size > MAX_SIZE:
         raise TooBig("too large", step="Resolve", path=path, observed=status.st_size, expected=f"<= {MAX_SIZE} bytes")
     if problem := elf.fault(fd, status.st_size):
-        raise NotElf("not an executable for this machine", step="Resolve", path=path, observed=problem,
-                     expected=f"ELF for {os.uname().machine}")  # fmt: skip
+        raise NotElf(
+            "not an executable for this machine",
+            step="Resolve",
+            path=path,
+            observed=problem,
+            expected=f"ELF for {os.uname().machine}",
+        )
 
 
 def _wrapped_target(fd: int, status: os.stat_result, path: bytes) -> bytes | None:
@@ -279,21 +306,28 @@ def _side_binaries(found: Found, identity: Identity) -> list[JudgedFile]:
     runsc after 2026-08 runs them, so that an unjudged one would be a way in (google/gvisor#13718).
     """
     try:
-        directory = os.open(SIDE_DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC,
-                            dir_fd=found.parent)  # fmt: skip
+        directory = os.open(
+            SIDE_DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=found.parent
+        )
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise Untrusted("gvisor-bin is not a plain directory", step="Resolve", path=found.path,
-                        observed=error.strerror) from error  # fmt: skip
+        raise Untrusted(
+            "gvisor-bin is not a plain directory", step="Resolve", path=found.path, observed=error.strerror
+        ) from error
     here = os.path.dirname(found.path) + b"/" + SIDE_DIRECTORY
     files: list[JudgedFile] = []
     try:
         judge_directory(os.fstat(directory), here, identity)
         names = sorted(os.fsencode(name) for name in os.listdir(directory))
         if len(names) > MAX_SIDE_BINARIES:
-            raise Untrusted("too many side binaries", step="Resolve", path=here, observed=len(names),
-                            expected=f"<= {MAX_SIDE_BINARIES}")  # fmt: skip
+            raise Untrusted(
+                "too many side binaries",
+                step="Resolve",
+                path=here,
+                observed=len(names),
+                expected=f"<= {MAX_SIDE_BINARIES}",
+            )
         for name in names:
             side = Found(directory, name, here + b"/" + name, found.unmapped)
             fd = _open_regular(side)

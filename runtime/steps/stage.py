@@ -233,8 +233,14 @@ def _write_copy(item: Sealed, parent: int, name: str, directory: bytes) -> int:
         again = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
     except OSError as error:
         if error.errno in _FULL:
-            raise NoSpace("no room for the private copy", step="Stage", path=directory, observed=error.strerror,
-                          expected=f"{item.size} bytes", hint="use the sealed stage") from error  # fmt: skip
+            raise NoSpace(
+                "no room for the private copy",
+                step="Stage",
+                path=directory,
+                observed=error.strerror,
+                expected=f"{item.size} bytes",
+                hint="use the sealed stage",
+            ) from error
         raise StepFailed("cannot stage", step="Stage", path=directory, observed=error.strerror) from error
     status = os.fstat(again)
     if file_id(status) != written or status.st_size != item.size or sha256(again, item.size) != item.sha256:
