@@ -119,7 +119,7 @@ class Facts:
 
     def as_dict(self) -> dict[str, object]:
         """JSON data with the specification's names and values."""
-        return {f.name: sorted(v) if isinstance(v := getattr(self, f.name), frozenset) else v for f in fields(self)}
+        return {name: getattr(self, name) for name in DOMAINS} | {"residue": sorted(self.residue)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> "Facts":

@@ -173,7 +173,7 @@ class LaunchMachine:
     def _commit(
         self, action: str, before: Facts, after: Facts, seen: Mapping[str, object], evidence: Mapping[str, object]
     ) -> None:
-        known = self._holder.facts if self._records else self._origin
+        known = (self._holder.facts if self._records else self._origin).as_dict()
         record = TransitionRecord(
             launch=self._identity[0],
             container=self._identity[1],
@@ -181,7 +181,7 @@ class LaunchMachine:
             action=action,
             source=before.state.value,
             dest=after.state.value,
-            seen={n: v for n, v in before.as_dict().items() if v != known.as_dict()[n]},
+            seen={n: v for n, v in before.as_dict().items() if v != known[n]},
             facts=after.as_dict(),
             evidence=dict(evidence),
             time=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
