@@ -86,6 +86,7 @@ class Launch:
         self._plan: dict[str, Any] = {}
         self.confined: confine.Confined | None = None
         self._trouble: LaunchError | None = None
+        self.machine: LaunchMachine | None = None
         self._looks: dict[str, Callable[[], None]] = {
             "Prepare": self._look_prepare,
             **dict.fromkeys(STAGE.values(), self._look_stage),
@@ -109,24 +110,27 @@ class Launch:
         Raises a LaunchError with the record on it. What interrupts (KeyboardInterrupt, MemoryError) unwinds the
         launch likewise, and is raised as it came. In place, a success does not return.
         """
-        machine: LaunchMachine | None = None
         try:
-            if self.options.record is not None:
-                self.record.open(self.options.record)
-            self._look(self._look_resolve)
-            machine = LaunchMachine(
-                self._begin(), self, sink=self._sink, launch=self.launch_id, container=str(self.container_id)[:64]
-            )
+            machine = self.begin()
             machine.fire("Resolve")
             machine.fire("Prepare")
             machine.fire(STAGE[machine.facts.method])
             self._fire_confine(machine)
             machine.fire("Exec")
         except BaseException as error:
-            reason = self._failed(machine, error)
+            reason = self.failed(error)
             raise reason from reason.__cause__
         finally:
             self.record.close()
+
+    def begin(self) -> LaunchMachine:
+        """The machine, in Unresolved. The binary has been looked at: whether it has side binaries decides the stage."""
+        if self.options.record is not None:
+            self.record.open(self.options.record)
+        self._look(self._look_resolve)
+        container = str(self.container_id)[:64]
+        self.machine = LaunchMachine(self._begin(), self, sink=self._sink, launch=self.launch_id, container=container)
+        return self.machine
 
     def _begin(self) -> Facts:
         options = self.options
@@ -154,7 +158,7 @@ class Launch:
             self._trouble = None
             machine.fire("ConfineSkipped", why.shows)
 
-    def _failed(self, machine: LaunchMachine | None, error: BaseException) -> BaseException:
+    def failed(self, error: BaseException) -> BaseException:
         """End in Failed, and say why: what the steps found rather than the guard that refused because of it."""
         reason = self._trouble if isinstance(error, GuardRefused) and self._trouble is not None else error
         if isinstance(reason, OSError):
@@ -164,10 +168,10 @@ class Launch:
         else:
             told = reason if isinstance(reason, LaunchError) else StepFailed(f"interrupted by {type(reason).__name__}")
         self._trouble = told
-        if machine is None:
+        if self.machine is None:
             self._unwind()
         else:
-            machine.fail(told)
+            self.machine.fail(told)
         told.record = self.record
         return reason
 
