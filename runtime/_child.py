@@ -26,8 +26,8 @@ FAILED = 125
 MAX_PACKET = 1 << 17
 ANSWER_LIMIT = 1 << 16
 ANSWER_SECONDS = 10
-NOWHERE = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NOEXEC
-NOT_DEVICE = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_NOEXEC
+CLOSED = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_NOEXEC
+SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1  # linux/sockios.h, linux/if.h
 DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 Plan = dict[str, Any]
@@ -43,6 +43,7 @@ def main(plan: Plan, link: int) -> None:
     step = "start"
     try:
         _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
+        _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)  # ignored, it would have the kernel reap whom we wait for
         os.umask(0o077)
         _stdio(plan["stdio"])
         if plan["die_with_parent"]:
@@ -167,10 +168,13 @@ def _locked(plan: Plan) -> tuple[int, dict[str, object]]:
         step = "clone the bundle's binds"
         binds = [_clone(*bind) for bind in plan["binds"]]
         place = _reopen(plan["place"], plan["place_identity"])
+        devices = [(_device(path), path) for path in plan["devices"] if os.path.exists(path)]
         step = "close the host's mounts"
         _close_host()
+        step = "devices"
+        _own_devices(devices)
         step = "private tmpfs"
-        work = linux.new_tmpfs(NOT_DEVICE, mode="0700", size="64m")
+        work = linux.new_tmpfs(CLOSED, mode="0700", size="64m")
         linux.move_mount(work, place)
         os.close(place)
         step = "lay out"
@@ -179,7 +183,11 @@ def _locked(plan: Plan) -> tuple[int, dict[str, object]]:
         os.close(work)
         step = "lock"
         enter_user_namespace(linux.CLONE_NEWNS | (linux.CLONE_NEWNET if plan["network"] else 0))
+        if plan["set"]:
+            image = _same_in_this_namespace(image, plan["place"] + b"/set/runsc")
         if plan["network"]:
+            step = "network namespace"
+            _loopback_up()
             _hide_root_network_mark()
         linux.no_new_privs()
         # The parent is to look at this process through /proc, and in-place to enter its namespaces.
@@ -249,7 +257,7 @@ def _clone(path: bytes, identity: tuple[int, int], target: str, readonly: bool, 
         linux.mount_setattr(
             clone,
             b"",
-            clear=NOT_DEVICE,
+            clear=CLOSED,
             set=linux.MOUNT_ATTR_RDONLY if readonly else 0,
             recursive=recursive,
         )
@@ -260,11 +268,54 @@ def _clone(path: bytes, identity: tuple[int, int], target: str, readonly: bool, 
 
 
 def _close_host() -> None:
-    """Nothing of the host can be executed, gain privilege or be written; /proc stays writable, as runsc needs it."""
+    """Nothing of the host can be executed, gain privilege, reach a device or be written.
+
+    /proc stays writable: runsc writes its children's id maps there.
+    """
     proc_is_readonly = os.statvfs("/proc").f_flag & os.ST_RDONLY
-    linux.mount_setattr(linux.AT_FDCWD, b"/", set=NOWHERE | linux.MOUNT_ATTR_RDONLY, recursive=True)
+    linux.mount_setattr(linux.AT_FDCWD, b"/", set=CLOSED | linux.MOUNT_ATTR_RDONLY, recursive=True)
     if not proc_is_readonly:
         linux.mount_setattr(linux.AT_FDCWD, b"/proc", clear=linux.MOUNT_ATTR_RDONLY)
+
+
+def _device(path: bytes) -> int:
+    """A detached mount of one device node, taken while devices still work."""
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    clone = linux.open_tree(fd)
+    os.close(fd)
+    return clone
+
+
+def _own_devices(devices: list[tuple[int, bytes]]) -> None:
+    """A /dev with harmless devices alone. Root's supervisor is root to device nodes: a disk would be the host itself."""
+    tree = linux.new_tmpfs(linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NOEXEC, mode="0755", size="64k")
+    place = os.open("/dev", DIRECTORY)
+    linux.move_mount(tree, place)
+    os.close(place)
+    for clone, path in devices:
+        name = os.path.basename(path)
+        os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=tree))
+        onto = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=tree)
+        linux.move_mount(clone, onto)
+        os.close(onto)
+        os.close(clone)
+    linux.mount_setattr(tree, b"", set=CLOSED | linux.MOUNT_ATTR_RDONLY)
+    os.close(tree)
+
+
+def _same_in_this_namespace(image: int, path: bytes) -> int:
+    """`image` opened again by path: runsc looks beside what /proc/self/exe names, and that must be in its namespace."""
+    again = _reopen_file(path, os.fstat(image))
+    os.close(image)
+    return again
+
+
+def _reopen_file(path: bytes, status: os.stat_result) -> int:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    seen = os.fstat(fd)
+    if (seen.st_dev, seen.st_ino) != (status.st_dev, status.st_ino):
+        raise Refused("changed", os.fsdecode(path), 0, "another file than the one that was staged")
+    return fd
 
 
 def lay_out(work: int, plan: Plan) -> None:
@@ -362,6 +413,18 @@ def _materialise(work: int, images: dict[str, int]) -> int:
     return image
 
 
+def _loopback_up() -> None:
+    """A new network namespace has its loopback down, and runsc copies what is up (netdevice(7))."""
+    import fcntl
+    import socket
+    import struct
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as anything:
+        request = struct.pack("16sh14x", b"lo", 0)
+        flags = struct.unpack("16sh14x", fcntl.ioctl(anything, SIOCGIFFLAGS, request))[1]
+        fcntl.ioctl(anything, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | IFF_UP))
+
+
 def _hide_root_network_mark() -> None:
     """Releases up to 2024 take a namespace for the host's when net/core/rmem_max is there; of late it always is.
 
@@ -370,7 +433,7 @@ def _hide_root_network_mark() -> None:
     core = b"/proc/sys/net/core"
     if os.path.exists(core + b"/rmem_max"):
         onto = os.open(core, DIRECTORY)
-        cover = linux.new_tmpfs(NOT_DEVICE | linux.MOUNT_ATTR_RDONLY, size="4k")
+        cover = linux.new_tmpfs(CLOSED | linux.MOUNT_ATTR_RDONLY, size="4k")
         linux.move_mount(cover, onto)
         os.close(cover)
         os.close(onto)
@@ -392,7 +455,7 @@ def _prove(plan: Plan) -> dict[str, object]:
         raise Refused("proof", "undo", 0, f"{name} of / could be cleared from inside")
     mounts, open_ones = _mounts(plan["place"])
     if open_ones:
-        raise Refused("proof", os.fsdecode(open_ones[0]), 0, "a host mount without nosuid,noexec is left")
+        raise Refused("proof", os.fsdecode(open_ones[0]), 0, "a host mount without nosuid,nodev,noexec is left")
     return {
         "confined": "mount-locked",
         "no_new_privs": True,
@@ -401,8 +464,9 @@ def _prove(plan: Plan) -> dict[str, object]:
         "host_mounts": mounts,
         "user_namespace": os.readlink("/proc/self/ns/user"),
         "mount_namespace": os.readlink("/proc/self/ns/mnt"),
-        # A fresh memfd or tmpfs can be executed from by whoever can mount; said, not hidden.
-        "memfd": "open",
+        # What is open by nature is said, not hidden: whoever can mount can execute from a memfd or a new tmpfs, and
+        # root's supervisor is the owner of the settings in /proc/sys.
+        "open": ["memfd", "tmpfs", *(["proc_sys"] if plan["host_root"] else [])],
     }
 
 
@@ -422,10 +486,10 @@ def _mounts(place: bytes) -> tuple[int, list[bytes]]:
     for line in _read(b"/proc/self/mountinfo").splitlines():
         fields = line.split(b" ")
         point = fields[4].decode("unicode_escape").encode("latin-1")
-        if point.startswith(place + b"/"):
+        if point.startswith((place + b"/", b"/dev/")):
             continue
         count += 1
-        if not {b"nosuid", b"noexec"} <= set(fields[5].split(b",")):
+        if not {b"nosuid", b"nodev", b"noexec"} <= set(fields[5].split(b",")):
             open_ones.append(point)
     return count, open_ones
 

@@ -5,7 +5,9 @@ x86-64 and of the architectures that share the generic table from 424 on (arm64,
 """
 
 import ctypes
+import fcntl
 import os
+import struct
 from typing import Any
 
 # linux/sched.h
@@ -39,6 +41,10 @@ PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_GET_NO_NEW_PRIVS = 1,
 LANDLOCK_CREATE_RULESET_VERSION = 1
 LANDLOCK_RULE_PATH_BENEATH = 1
 LANDLOCK_ACCESS_FS_EXECUTE = 1
+# linux/pidfd.h: struct pidfd_info up to exit_code
+_PIDFD_INFO = struct.Struct("=QQ11Ii")
+PIDFD_INFO_EXIT = 1 << 3
+PIDFD_GET_INFO = 3 << 30 | _PIDFD_INFO.size << 16 | 0xFF << 8 | 11
 # elf.h (auxiliary vector)
 AT_SECURE = 23
 
@@ -159,6 +165,16 @@ def set_dumpable() -> None:
 def die_with_parent(signal: int) -> None:
     """PR_SET_PDEATHSIG: `signal` to this process when the thread that made it ends."""
     _checked(_libc.prctl(PR_SET_PDEATHSIG, signal, 0, 0, 0), "prctl", (PR_SET_PDEATHSIG, signal))
+
+
+def pidfd_exit_status(pidfd: int) -> int | None:
+    """The wait status of a process that was reaped by someone else; PIDFD_GET_INFO, Linux 6.15, None before."""
+    try:
+        answer = fcntl.ioctl(pidfd, PIDFD_GET_INFO, _PIDFD_INFO.pack(PIDFD_INFO_EXIT, *[0] * 13))
+    except OSError:
+        return None
+    mask, *_, status = _PIDFD_INFO.unpack(answer)
+    return int(status) if mask & PIDFD_INFO_EXIT else None
 
 
 def elevated() -> bool:

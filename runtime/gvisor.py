@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, NoReturn, Self
 
 from nucleus_gvisor.model.errors import BadBase, LaunchError
-from nucleus_gvisor.runtime import runsc
+from nucleus_gvisor.runtime import _linux, runsc
 from nucleus_gvisor.runtime.audit import Record
 from nucleus_gvisor.runtime.bundle import OciBundle
 from nucleus_gvisor.runtime.cleanup import state_component
@@ -85,7 +85,11 @@ class SandboxProcess:
             return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """The returncode, when the sandbox has ended; TimeoutError after `timeout` seconds, with it still running."""
+        """The returncode, when the sandbox has ended; TimeoutError after `timeout` seconds, with it still running.
+
+        ChildProcessError where someone else reaped it (the caller ignores SIGCHLD) and the kernel, before Linux 6.15,
+        no longer knows the code.
+        """
         import select
 
         pidfd = self.pidfd
@@ -101,10 +105,18 @@ class SandboxProcess:
             return self.returncode
 
     def _reap(self, flags: int) -> None:
-        result = os.waitid(os.P_PIDFD, self._child.pidfd, os.WEXITED | flags)
-        if result is None:
-            return
-        self.returncode = result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
+        try:
+            result = os.waitid(os.P_PIDFD, self._child.pidfd, os.WEXITED | flags)
+        except ChildProcessError:
+            # The caller ignores SIGCHLD, or waits for all its children: the kernel may still know what became of it.
+            status = _linux.pidfd_exit_status(self._child.pidfd)
+            if status is None:
+                raise
+            self.returncode = os.waitstatus_to_exitcode(status)
+        else:
+            if result is None:
+                return
+            self.returncode = result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
         self._child.hang_up()
         os.close(self._child.pidfd)
         self.pidfd = self._child.pidfd = -1
@@ -112,7 +124,10 @@ class SandboxProcess:
         self._place.close()
 
     def send_signal(self, number: int) -> None:
-        """Send `number` to the supervisor, which passes it on to the guest; nothing happens once it has ended."""
+        """Send `number` to the supervisor (runsc), which ends on it, and its sandbox with it.
+
+        runsc passes signals on to the guest only where it has a terminal. Nothing happens once it has ended.
+        """
         with self._lock:
             if self.returncode is None:
                 with suppress(ProcessLookupError):

@@ -236,7 +236,6 @@ class Launch:
         self._judged = resolve.resolve(self._runsc_path, self._identity, pin=options.pin, store=store)
         if self._judged.side and options.stage in (StageMethod.SEALED, StageMethod.STORE):
             side = len(self._judged.side)
-            self._judged.close()
             raise BadArgument(
                 "this runsc has side binaries, which only a set or a copy keeps beside it",
                 step="Resolve",
@@ -377,6 +376,7 @@ class Launch:
             allow=allow,
             stdio=self._stdio,
             die_with_parent=self._die_with_parent and not self._in_place,
+            host_root=self._identity is not None and self._identity.host_root,
         )
 
     def _confine(self, _: Facts) -> Mapping[str, object]:

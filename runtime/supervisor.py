@@ -68,8 +68,18 @@ class Supervisor:
         self._link.close()
 
     def exit_status(self) -> os.waitid_result | None:
-        """How it ended, without reaping it; None while it runs."""
-        return os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        """How it ended, without reaping it; None while it runs, and when nobody can know (SIGCHLD ignored)."""
+        try:
+            return os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return None
+
+    def await_exit_status(self) -> os.waitid_result | None:
+        """The same, once it has ended."""
+        try:
+            return os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOWAIT)
+        except ChildProcessError:
+            return None
 
     def executable(self) -> FileId | None:
         """What it executes now, as the kernel has it; None when that can no longer be seen."""

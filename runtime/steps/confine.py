@@ -19,12 +19,16 @@ from nucleus_gvisor.model.errors import (
     StepFailed,
 )
 from nucleus_gvisor.runtime import _child, _linux, runsc
-from nucleus_gvisor.runtime.options import Confinement, GVisorOciRunOptions, NetworkMode, Program
+from nucleus_gvisor.runtime.options import Confinement, GVisorOciRunOptions, NetworkMode, Platform, Program
 from nucleus_gvisor.runtime.paths import file_id
 from nucleus_gvisor.runtime.supervisor import Supervisor
 
 CANARIES = (b"/bin/true", b"/usr/bin/su", b"/bin/sh")
 """Host programs that must be refused; the first is also what a launch becomes, harmlessly, if it is not."""
+
+
+DEVICES = (b"/dev/null", b"/dev/zero", b"/dev/full", b"/dev/random", b"/dev/urandom", b"/dev/tty")
+"""All that the supervisor keeps of /dev; /dev/kvm where that platform may be used."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ def look_again(confined: Confined, plan: Mapping[str, Any]) -> dict[str, Any]:
 def _refusal(child: Supervisor, plan: Mapping[str, Any], word: str, rest: list[Any]) -> LaunchError:
     """What the child's message means."""
     if word == "end":
-        status = os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOWAIT)
+        status = child.await_exit_status()
         if status is not None and status.si_code != os.CLD_EXITED:
             return StepFailed("the child was killed", step="Confine", observed=f"signal {status.si_status}")
         return NotProved(
@@ -156,6 +160,7 @@ def plan(
     allow: list[tuple[bytes, tuple[int, int]]],
     stdio: tuple[int, int, int],
     die_with_parent: bool,
+    host_root: bool,
 ) -> dict[str, Any]:
     """The child's plan as marshal data, every key that `_child` reads."""
     return {
@@ -173,6 +178,8 @@ def plan(
         "env": runsc.environment(place + b"/runtime"),
         "stdio": list(stdio),
         "die_with_parent": die_with_parent,
+        "host_root": host_root,
+        "devices": [*DEVICES, *([b"/dev/kvm"] if options.platform in (Platform.KVM, Platform.AUTO) else [])],
         "parent": os.getpid(),
     }
 

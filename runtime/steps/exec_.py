@@ -32,12 +32,14 @@ def in_child(confined: Confined, argv: list[bytes], env: dict[bytes, bytes]) -> 
             raise ExecFailed("the image cannot be executed", step="Exec", observed=text) from OSError(number, text)
         executable = child.executable()
         status = child.exit_status()
-        if executable == image or (status is not None and status.si_code == os.CLD_EXITED):
+        ended = _linux.pidfd_exit_status(child.pidfd) if executable is None and status is None else None
+        exited = os.WIFEXITED(ended) if ended is not None else status is not None and status.si_code == os.CLD_EXITED
+        if executable == image or exited:
             child.hang_up()
             return {"pid": child.pid, "image": list(image), "exe_seen": executable == image}
-        if status is None:
+        if executable is not None:
             raise SafetyViolation("something else is executed", step="Exec", observed=executable, expected=image)
-    status = os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOWAIT)
+    status = child.await_exit_status()
     how = f"signal {status.si_status}" if status and status.si_code != os.CLD_EXITED else "it exited"
     raise ChildDied("the child died before execve", step="Exec", observed=how)
 

@@ -72,13 +72,16 @@ class Judged:
         if mint is not _MINT:
             raise TypeError("a Judged is made by judging a descriptor: call resolve()")
         self.runsc, self.side, self.pin = runsc, tuple(side), pin
+        self._open = True
 
     @property
     def files(self) -> tuple[JudgedFile, ...]:
         return (self.runsc, *self.side)
 
     def close(self) -> None:
-        for file in self.files:
+        """Close what is held; a second time closes nothing, for the numbers may be someone else's by then."""
+        held, self._open = self.files if self._open else (), False
+        for file in held:
             with suppress(OSError):
                 os.close(file.fd)
 

@@ -1,0 +1,1001 @@
+"""What this host can do, why not, and how to mend it.
+
+Each check looks at one thing and says yes, no or unknown; a `no` comes with its cause, its mend, and the features that
+need it. The confinement is not guessed from sysctls: a child of the launch's own kind confines itself and proves it,
+on a private tmpfs over an existing directory, and the judged binary is asked in it. So nothing is made on the host,
+not even the artifact base, and no platform is started: kvm may hang for a minute where its device is no good.
+"""
+
+import argparse
+import errno
+import json
+import os
+import resource
+import secrets
+import shutil
+import signal
+import stat as stat_
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from nucleus_gvisor.model.errors import BadBase, LaunchError, NotFound, PinMismatch, Unsupported, shown
+from nucleus_gvisor.runtime import _child, _linux, paths, runsc
+from nucleus_gvisor.runtime.bundle import OciBundle
+from nucleus_gvisor.runtime.cleanup import Place
+from nucleus_gvisor.runtime.identity import Identity
+from nucleus_gvisor.runtime.launch import LIMITS, Launch, _open_standard_descriptors
+from nucleus_gvisor.runtime.options import (
+    Confinement,
+    GVisorOciRunOptions,
+    Platform,
+    Program,
+    StageMethod,
+    judge_pin,
+)
+from nucleus_gvisor.runtime.steps import confine, prepare, resolve, stage
+
+
+class Answer(StrEnum):
+    """A check's answer."""
+
+    YES = "yes"
+    NO = "no"
+    UNKNOWN = "unknown"
+
+
+class Feature(StrEnum):
+    """What a check is for."""
+
+    LAUNCH = "every launch"
+    LOCKED = "confinement mount-locked, the default"
+    SEALED = "the sealed stage, the default"
+    COPY = "--stage copy"
+    LANDLOCK = "--confinement landlock (never for runsc)"
+    KVM = "--platform kvm"
+    SYSTRAP = "GVisorOciRunOptions() without a platform, which asks for systrap"
+    SANDBOX = "--network sandbox"
+    CGROUPS = "cgroup limits of a bundle, with --enforcement off only"
+
+
+DEFAULT = frozenset((Feature.LAUNCH, Feature.LOCKED, Feature.SEALED))
+"""The features that `nucleus-gvisor run` needs without options."""
+PROOFS = frozenset(("runsc", "artifact base", "confinement", "release"))
+"""The checks that have to say yes before a launch is promised; of the others it is enough that none says no."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing that was looked at. `cause` and `mend` are there for every `no`."""
+
+    name: str
+    ok: Answer
+    found: str
+    cause: str = ""
+    mend: str = ""
+    needed_by: tuple[Feature, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return {
+            "name": self.name,
+            "ok": self.ok.value,
+            "found": shown(self.found),
+            "cause": shown(self.cause) if self.cause else None,
+            "mend": shown(self.mend) if self.mend else None,
+            "needed_by": [feature.value for feature in self.needed_by],
+            "details": _plain(self.details),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """All checks, and what `nucleus-gvisor run` without options would use."""
+
+    checks: tuple[Check, ...]
+    confinement: str | None
+    """The confinement that was had and proved, or None."""
+    stage: str | None
+    platform: str | None
+
+    @property
+    def blockers(self) -> tuple[str, ...]:
+        """Names of the checks that keep a default launch from succeeding, or from being known to."""
+        needed = [check for check in self.checks if DEFAULT & set(check.needed_by)]
+        denied = tuple(check.name for check in needed if check.ok is Answer.NO)
+        return denied or tuple(c.name for c in needed if c.ok is Answer.UNKNOWN and c.name in PROOFS)
+
+    @property
+    def launch(self) -> bool:
+        """Would a default launch succeed."""
+        return not self.blockers
+
+    def __getitem__(self, name: str) -> Check:
+        return next(check for check in self.checks if check.name == name)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return {
+            "launch": self.launch,
+            "blockers": list(self.blockers),
+            "confinement": self.confinement,
+            "stage": self.stage,
+            "platform": self.platform,
+            "checks": [check.as_dict() for check in self.checks],
+        }
+
+
+def command(given: argparse.Namespace) -> int:
+    """Print the report; 0 when a default launch would succeed, else 1."""
+    _open_standard_descriptors()
+    report = examine(runsc_path=given.runsc, base=given.artifact_base, pin=given.pin)
+    if given.json:
+        print(json.dumps(report.as_dict()), flush=True)
+    elif sys.stdout is not None and sys.stdout.isatty():
+        _print_table(report)
+    else:
+        print("\n".join(_lines(report)), flush=True)
+    return 0 if report.launch else 1
+
+
+def examine(
+    *,
+    runsc_path: str | os.PathLike[str] | None = None,
+    base: os.PathLike[str] | None = None,
+    pin: str | None = None,
+) -> Report:
+    """What this host can do for the caller: `runsc_path`, `base` and `pin` as a launch would be given them.
+
+    Never raises for what the host is like, and changes nothing on it.
+    """
+    patient = _Patient(runsc_path, base, pin)
+    try:
+        checks = tuple(_guarded(name, look, patient) for name, look in _CHECKS.items())
+    finally:
+        patient.close()
+    return Report(checks=checks, confinement=patient.confinement, stage=patient.stage, platform=patient.platform)
+
+
+class _Patient:
+    """What the checks tell each other: later ones build on what earlier ones found."""
+
+    def __init__(self, path: str | os.PathLike[str] | None, base: os.PathLike[str] | None, pin: str | None) -> None:
+        self.path, self.base, self.pin = path, base, pin
+        self.identity: Identity | None = None
+        self.judged: resolve.Judged | None = None
+        self.release: runsc.Release | None = None
+        self.namespaces: dict[str, list[Any] | None] = {}
+        """Answers of the namespace probe: name -> None for success, or [errno, text]."""
+        self.confinement: str | None = None
+        self.stage: str | None = None
+        self.platform: str | None = None
+
+    def who(self) -> Identity:
+        """The caller's identity, or what keeps it from being known."""
+        return self.identity or Identity.current()
+
+    def close(self) -> None:
+        if self.judged is not None:
+            self.judged.close()
+
+
+# ---- the caller and what it found ----
+
+
+def _caller(patient: _Patient) -> Check:
+    identity = patient.identity = Identity.current()
+    powers = "with" if _child.privileged() else "without"
+    kind = "root of the host" if identity.host_root else "root" if identity.uid == 0 else f"uid {identity.uid}"
+    where = "" if identity.unmapped is None else " in a user namespace"
+    elevated = ", elevated: its environment is not believed" if identity.elevated else ""
+    found = f"{kind}{where}, {powers} CAP_SYS_ADMIN{elevated}"
+    details = {
+        "uid": identity.uid,
+        "gid": identity.gid,
+        "host_root": identity.host_root,
+        "user_namespace": identity.unmapped is not None,
+        "elevated": identity.elevated,
+    }
+    return Check(name="caller", ok=Answer.YES, found=found, needed_by=(Feature.LAUNCH,), details=details)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One place where runsc is looked for: what was said of it, and whether it is the one that is used."""
+
+    path: bytes
+    verdict: str
+    chosen: bool
+
+
+def look_at_candidates(
+    explicit: bytes | None, identity: Identity, pin: str | None, *, store: bool = False
+) -> tuple[list[Candidate], resolve.Judged | None, LaunchError | None]:
+    """Every candidate with its verdict, the judged runsc that would be used (the caller closes it), and why not."""
+    found: list[Candidate] = []
+    chosen: resolve.Judged | None = None
+    refusal: LaunchError | None = None
+    for path in resolve.candidates(explicit, identity):
+        try:
+            judged = resolve.judge(path, identity, pin=pin, store=store, system=path in resolve.SYSTEM_PATHS)
+        except LaunchError as error:
+            absent = isinstance(error, NotFound)
+            found.append(Candidate(path, "absent" if absent else str(error), False))
+            refusal = refusal if absent else refusal or error
+            continue
+        status = os.fstat(judged.runsc.fd)
+        found.append(Candidate(path, f"trusted: {paths.described(status)}, {status.st_size} bytes", chosen is None))
+        if chosen is None:
+            chosen = judged
+        else:
+            judged.close()
+    return found, chosen, None if chosen is not None else refusal
+
+
+def _runsc(patient: _Patient) -> Check:
+    pin = None if patient.pin is None else judge_pin(patient.pin)
+    explicit = None if patient.path is None else os.fsencode(os.path.abspath(patient.path))
+    candidates, judged, refusal = look_at_candidates(explicit, patient.who(), pin)
+    details: dict[str, Any] = {
+        "candidates": [{"path": c.path, "verdict": c.verdict, "chosen": c.chosen} for c in candidates]
+    }
+    needs = (Feature.LAUNCH,)
+    if judged is None:
+        cause = str(refusal) if refusal else "nothing at any of " + ", ".join(os.fsdecode(c.path) for c in candidates)
+        mend = (refusal.hint if refusal else "") or "apt-get install runsc, or name the binary with --runsc"
+        found = "refused" if refusal else "not found"
+        return Check(name="runsc", ok=Answer.NO, found=found, cause=cause, mend=mend, needed_by=needs, details=details)
+    patient.judged = judged
+    details["path"] = judged.runsc.path
+    details["digests"] = digests = {
+        name: stage.sha256(file.fd, file.snapshot.size) for name, file in named(judged).items()
+    }
+    if pin is not None and digests["runsc"] != pin:
+        judged.close()
+        patient.judged = None
+        error = PinMismatch("not the pinned runsc", path=judged.runsc.path, observed=digests["runsc"], expected=pin)
+        return Check(
+            name="runsc",
+            ok=Answer.NO,
+            found="another than the pinned one",
+            cause=str(error),
+            needed_by=needs,
+            mend="install the pinned release, or pin this one once you trust it",
+            details=details,
+        )
+    beside = f", {len(judged.side)} side binaries" if judged.side else ""
+    found = f"{os.fsdecode(judged.runsc.path)}{beside}, sha256 {digests['runsc']}"
+    return Check(name="runsc", ok=Answer.YES, found=found, needed_by=needs, details=details)
+
+
+def named(judged: resolve.Judged) -> dict[str, resolve.JudgedFile]:
+    """The judged files by the names that they have in a set."""
+    beside = {"gvisor-bin/" + os.fsdecode(os.path.basename(file.path)): file for file in judged.side}
+    return {"runsc": judged.runsc, **beside}
+
+
+def _limits(_: _Patient) -> Check:
+    soft = {name: resource.getrlimit(number)[0] for number, (name, _least) in LIMITS.items()}
+    least = {name: value for name, value in LIMITS.values()}
+    low = [n for n, value in soft.items() if value != resource.RLIM_INFINITY and value < least[n]]
+    text = {n: "unlimited" if value == resource.RLIM_INFINITY else value for n, value in soft.items()}
+    found = ", ".join(f"{n} {value}" for n, value in text.items())
+    if not low:
+        return Check(name="limits", ok=Answer.YES, found=found, needed_by=(Feature.LAUNCH,), details=text)
+    cause = "; ".join(f"{n} is {soft[n]}, a launch needs {least[n]}" for n in low)
+    mend = f"raise the soft limit of {', '.join(low)}: ulimit, setrlimit, or LimitXXX= of the service"
+    return Check(
+        name="limits", ok=Answer.NO, found=found, cause=cause, mend=mend, needed_by=(Feature.LAUNCH,), details=text
+    )
+
+
+# ---- the artifact base ----
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a launch would find at its artifact base, looked at without making anything."""
+
+    path: bytes
+    missing: tuple[bytes, ...]
+    """The directories that a launch would make, outermost first."""
+    note: str
+    nearest: os.stat_result
+    """Of the innermost directory that is there."""
+    flags: int
+    """Its mount's, from fstatvfs(2)."""
+
+
+def look_at_base(explicit: os.PathLike[str] | None, identity: Identity) -> Base:
+    """The artifact base as `paths.open_private` would judge it; BadBase or StepFailed where that would."""
+    path = paths.artifact_base(explicit, identity)
+    names = paths.components(path, BadBase, "Prepare")
+    if not names:
+        raise BadBase("path refused", step="Prepare", path=path, expected="a directory below /")
+    with paths.calls("Prepare", path):
+        fd = os.open(b"/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    here, missing, note = b"", list[bytes](), ""
+    try:
+        paths._judge_above(os.fstat(fd), b"/", identity)
+        for number, name in enumerate(names):
+            here += b"/" + name
+            try:
+                below = paths.enter(fd, name, here, create=False)
+            except LaunchError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+                missing = [b"/" + b"/".join(names[: n + 1]) for n in range(number, len(names))]
+                break
+            os.close(fd)
+            fd = below
+            if number < len(names) - 1:
+                paths._judge_above(os.fstat(fd), here, identity)
+            elif os.fstat(fd).st_mode & 0o022 or os.fstat(fd).st_uid != identity.uid:
+                paths.make_private(fd, here, identity)  # it raises for these, and changes nothing before
+            elif stat_.S_IMODE(os.fstat(fd).st_mode) != 0o700:
+                note = f"mode {stat_.S_IMODE(os.fstat(fd).st_mode):04o}, would be made 0700"
+        _judge_room(fd, here, bool(missing))
+        return Base(path, tuple(missing), note, os.fstat(fd), os.fstatvfs(fd).f_flag)
+    finally:
+        os.close(fd)
+
+
+def _judge_room(fd: int, path: bytes, missing: bool) -> None:
+    """BadBase where nothing can be made in the open directory, for want of permission or of room."""
+    # access(2) answers EROFS for root too. /proc: an O_RDONLY descriptor has no other name.
+    observed = ""
+    room = os.fstatvfs(fd)
+    if not os.access(f"/proc/self/fd/{fd}", os.W_OK | os.X_OK):
+        observed = "mounted read-only" if room.f_flag & os.ST_RDONLY else "not writable by the caller"
+    elif room.f_blocks and not room.f_bavail:
+        observed = "the file system is full"
+    elif room.f_files and not room.f_favail:
+        observed = "the file system has no inodes left"
+    if observed:
+        raise BadBase(
+            "the artifact base cannot be made" if missing else "nothing can be made in the artifact base",
+            step="Prepare",
+            path=path,
+            observed=observed,
+            hint="set NUCLEUS_GVISOR_ARTIFACT_BASE to a directory that only you can write, on a file system with room",
+        )
+
+
+def _artifact_base(patient: _Patient) -> Check:
+    base = look_at_base(patient.base, patient.who())
+    found = os.fsdecode(base.path)
+    if base.missing:
+        found += ", would be made"
+    elif base.note:
+        found += f", {base.note}"
+    details = {"path": base.path, "missing": list(base.missing), "noexec": bool(base.flags & os.ST_NOEXEC)}
+    return Check(name="artifact base", ok=Answer.YES, found=found, needed_by=(Feature.LAUNCH,), details=details)
+
+
+def _execution(patient: _Patient) -> Check:
+    """Only the copy stage executes from the artifact base; Debian mounts /run noexec."""
+    flags = look_at_base(patient.base, patient.who()).flags
+    where = {"the artifact base's file system": flags}
+    with suppress(OSError):
+        where["/run"] = os.statvfs("/run").f_flag
+    names = {os.ST_RDONLY: "ro", os.ST_NOSUID: "nosuid", os.ST_NODEV: "nodev", os.ST_NOEXEC: "noexec"}
+    text = {
+        place: ",".join(name for flag, name in names.items() if bits & flag) or "no restriction"
+        for place, bits in where.items()
+    }
+    found = "; ".join(f"{place}: {flags}" for place, flags in text.items())
+    if not flags & os.ST_NOEXEC:
+        return Check(name="mount flags", ok=Answer.YES, found=found, needed_by=(Feature.COPY,), details=text)
+    return Check(
+        name="mount flags",
+        ok=Answer.NO,
+        found=found,
+        cause="the artifact base is on a noexec mount",
+        mend="keep the sealed stage, or choose an artifact base elsewhere",
+        needed_by=(Feature.COPY,),
+        details=text,
+    )
+
+
+# ---- the kernel ----
+
+
+def _tried(call: Callable[[], object]) -> str:
+    """The call's answer: `ok`, or the errno's name."""
+    try:
+        call()
+    except OSError as error:
+        return errno.errorcode.get(error.errno or 0, str(error.errno))
+    return "ok"
+
+
+def _new_tmpfs() -> None:
+    os.close(_linux.new_tmpfs(0, size="4k"))  # detached: no path leads there
+
+
+_KERNEL: Mapping[str, tuple[str, Callable[[], object]]] = {
+    # A bad descriptor and an empty change: the kernel knows the call, checks the right to use it, and does nothing.
+    "mount_setattr": ("5.12", lambda: _linux.mount_setattr(-1, b"")),
+    "open_tree": ("5.2", lambda: _linux.open_tree(-1)),
+    "move_mount": ("5.2", lambda: _linux.move_mount(-1, -1)),
+    "fsopen": ("5.2", _new_tmpfs),
+}
+
+
+def _mount_calls(_: _Patient) -> Check:
+    answers = {name: _tried(call) for name, (_version, call) in _KERNEL.items()}
+    lacking = [name for name, answer in answers.items() if answer == "ENOSYS"]
+    needs = (Feature.LOCKED,)
+    if not lacking:
+        known = ", ".join(answers)
+        return Check(
+            name="mount calls", ok=Answer.YES, found=f"{known} known to the kernel", needed_by=needs, details=answers
+        )
+    newest = max((_KERNEL[name][0] for name in lacking), key=lambda text: [*map(int, text.split("."))])
+    cause = f"{', '.join(lacking)}: ENOSYS from Linux {os.uname().release}{_filtered()}"
+    return Check(
+        name="mount calls",
+        ok=Answer.NO,
+        found=", ".join(f"{n} {a}" for n, a in answers.items()),
+        cause=cause,
+        mend=f"Linux {newest} or later, or a seccomp profile that passes these calls",
+        needed_by=needs,
+        details=answers,
+    )
+
+
+def _filtered() -> str:
+    """Says that a seccomp filter is in force, where one is: it may answer in the kernel's place (proc(5), Seccomp)."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.split() == ["Seccomp:", "2"]:
+                return "; a seccomp filter is in force, and may answer in the kernel's place"
+    return ""
+
+
+def _sysctl(name: str) -> str | None:
+    """The value of a sysctl; None where the kernel has no such one, or it cannot be read."""
+    try:
+        return Path("/proc/sys", name.replace(".", "/")).read_text().strip()
+    except OSError:
+        return None
+
+
+_PROBE = """
+import sys; sys.path.append(sys.argv[1]); import _child, _linux, json, os
+answers = {}
+def attempt(name, work):
+    try: work(); answers[name] = None
+    except OSError as error: answers[name] = [error.errno, str(error)]
+    return answers[name] is None
+if sys.argv[2] == "user":
+    if attempt("user", lambda: _child.enter_user_namespace(_linux.CLONE_NEWNS)):
+        attempt("mount", lambda: _linux.mount_setattr(-100, b"/", propagation=_linux.MS_PRIVATE, recursive=True))
+        attempt("nested", lambda: _child.enter_user_namespace(_linux.CLONE_NEWNS))
+else:
+    attempt("network", lambda: _child.enter_user_namespace(_linux.CLONE_NEWNS | _linux.CLONE_NEWNET))
+print(json.dumps(answers))
+"""
+
+
+def _probe(what: str) -> dict[str, list[Any] | None]:
+    """Enter namespaces in a process of its own; name -> None, or [errno, text]."""
+    if not sys.executable:
+        raise FileNotFoundError(errno.ENOENT, "no Python interpreter to try it in")
+    folder = os.path.dirname(os.path.abspath(_child.__file__))
+    argv = [sys.executable, "-I", "-S", "-B", "-c", _PROBE, folder, what]
+    done = subprocess.run(argv, env={}, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, timeout=30)
+    answers = json.loads(done.stdout) if done.returncode == 0 else None
+    if not isinstance(answers, dict):
+        said = done.stderr[-200:].decode(errors="replace")
+        raise OSError(errno.EIO, f"the probe ended with {done.returncode}: {said}")
+    return answers
+
+
+def _user_namespaces(patient: _Patient) -> Check:
+    answers = _probe("user")
+    allowed = {
+        name: _sysctl(name)
+        for name in (
+            "user.max_user_namespaces",
+            "user.max_mnt_namespaces",
+            "kernel.unprivileged_userns_clone",
+            "kernel.apparmor_restrict_unprivileged_userns",
+        )
+    }
+    details = {"answers": answers, "sysctl": allowed}
+    needs = (Feature.LOCKED,)
+    failed = next(((name, answer) for name, answer in answers.items() if answer is not None), None)
+    if failed is None:
+        found = f"entered, and entered again inside (user.max_user_namespaces {allowed['user.max_user_namespaces']})"
+        return Check(name="user namespaces", ok=Answer.YES, found=found, needed_by=needs, details=details)
+    where = {"user": "the first", "mount": "mounting inside", "nested": "the nested one"}[failed[0]]
+    assert failed[1] is not None
+    cause, mend = _why_no_namespace("user", failed[1][0], allowed)
+    return Check(
+        name="user namespaces",
+        ok=Answer.NO,
+        found=f"{where}: {failed[1][1]}",
+        cause=cause,
+        mend=mend,
+        needed_by=needs,
+        details=details,
+    )
+
+
+def _why_no_namespace(kind: str, number: int, sysctls: Mapping[str, str | None]) -> tuple[str, str]:
+    """The likeliest cause of a denied namespace, and its mend."""
+    for name in (f"user.max_{kind}_namespaces", "user.max_user_namespaces", "user.max_mnt_namespaces"):
+        if sysctls.get(name) == "0":
+            return f"{name} is 0", f"sysctl -w {name}=15000, in the user namespace that set it"
+    if number in (errno.ENOSPC, errno.EUSERS):
+        return (
+            "as many namespaces are there, or nested, as user.max_*_namespaces and the kernel allow",
+            "end what holds them, or raise the sysctls user.max_*_namespaces",
+        )
+    if sysctls.get("kernel.unprivileged_userns_clone") == "0":
+        return (
+            "kernel.unprivileged_userns_clone is 0",
+            "sysctl -w kernel.unprivileged_userns_clone=1, or launch as root",
+        )
+    if sysctls.get("kernel.apparmor_restrict_unprivileged_userns") == "1":
+        return (
+            "kernel.apparmor_restrict_unprivileged_userns is 1: AppArmor takes the namespace's capabilities away",
+            f"an AppArmor profile with `userns,` for {sys.executable}, or that sysctl set to 0",
+        )
+    if number == errno.EINVAL:
+        return "the kernel was built without this kind of namespace", "a kernel with CONFIG_USER_NS and CONFIG_NET_NS"
+    return (
+        f"denied by the caller's own container, security module or chroot{_filtered()}",
+        "let the container unshare user namespaces and mount (its seccomp profile and capabilities)",
+    )
+
+
+def _network_namespaces(_: _Patient) -> Check:
+    answer = _probe("network")["network"]
+    allowed = {name: _sysctl(name) for name in ("user.max_net_namespaces", "user.max_user_namespaces")}
+    needs = (Feature.SANDBOX,)
+    if answer is None:
+        found = f"entered (user.max_net_namespaces {allowed['user.max_net_namespaces']})"
+        return Check(name="network namespaces", ok=Answer.YES, found=found, needed_by=needs, details=allowed)
+    cause, mend = _why_no_namespace("net", answer[0], allowed)
+    return Check(
+        name="network namespaces",
+        ok=Answer.NO,
+        found=answer[1],
+        cause=cause,
+        mend=mend,
+        needed_by=needs,
+        details=allowed,
+    )
+
+
+def _memfd(_: _Patient) -> Check:
+    """A harmless program is sealed as runsc would be, and executed from its memfd."""
+    noexec = _sysctl("vm.memfd_noexec")
+    text = "" if noexec is None else f" (vm.memfd_noexec {noexec})"
+    program = shutil.which("true", path="/bin:/usr/bin") or sys.executable
+    arguments = [] if program.endswith("true") else ["-I", "-S", "-c", ""]
+    where, sealed = "create", None
+    needs = (Feature.SEALED, Feature.LAUNCH)
+    details = {"vm.memfd_noexec": noexec}
+    source = os.open(program, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        sealed = stage.sealed(resolve.JudgedFile(os.fsencode(program), source, resolve.Snapshot.of(source)))
+        where = "execute"
+        subprocess.run(
+            [os.path.basename(program), *arguments],
+            executable=f"/proc/self/fd/{sealed.fd}",
+            pass_fds=(sealed.fd,),
+            env={},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=30,
+            check=True,
+        )
+    except (OSError, LaunchError, subprocess.SubprocessError) as error:
+        cause = f"denied by a security module or sandbox{_filtered()}"
+        mend = "allow memfd_create and the execution of memfds"
+        if noexec == "2":
+            cause, mend = (
+                "vm.memfd_noexec is 2: no memfd may be executed",
+                "sysctl -w vm.memfd_noexec=1, in this pid namespace",
+            )
+        found = f"cannot {where}: {error}"
+        return Check(name="memfd", ok=Answer.NO, found=found, cause=cause, mend=mend, needed_by=needs, details=details)
+    finally:
+        os.close(source)
+        if sealed is not None:
+            os.close(sealed.fd)
+    return Check(
+        name="memfd", ok=Answer.YES, found=f"created, sealed and executed{text}", needed_by=needs, details=details
+    )
+
+
+def _close_range(_: _Patient) -> Check:
+    # Far above any descriptor: nothing is closed.
+    plain = _tried(lambda: _linux.close_range(0x7FFFFFFE, 0x7FFFFFFE))
+    marked = _tried(lambda: _linux.close_range(0x7FFFFFFE, 0x7FFFFFFE, _linux.CLOSE_RANGE_CLOEXEC))
+    return _call("close_range", {"close_range": plain, "CLOSE_RANGE_CLOEXEC": marked}, "5.11")
+
+
+def _pidfd(_: _Patient) -> Check:
+    def send() -> None:
+        fd = os.pidfd_open(os.getpid())
+        try:
+            signal.pidfd_send_signal(fd, 0)
+            os.waitid(os.P_PIDFD, fd, os.WEXITED | os.WNOHANG)
+        except ChildProcessError:
+            pass  # the kernel knows P_PIDFD; we are not our own child
+        finally:
+            os.close(fd)
+
+    return _call("pidfd", {"pidfd_open, pidfd_send_signal and waitid(P_PIDFD)": _tried(send)}, "5.4")
+
+
+def _call(name: str, answers: Mapping[str, str], version: str) -> Check:
+    failed = [call for call, answer in answers.items() if answer != "ok"]
+    found = ", ".join(answers) if not failed else ", ".join(f"{call}: {answers[call]}" for call in failed)
+    if not failed:
+        return Check(name=name, ok=Answer.YES, found=found, needed_by=(Feature.LAUNCH,), details=answers)
+    cause = f"Linux {os.uname().release} lacks or denies it{_filtered()}"
+    mend = f"Linux {version} or later, or a seccomp profile that passes it"
+    return Check(
+        name=name, ok=Answer.NO, found=found, cause=cause, mend=mend, needed_by=(Feature.LAUNCH,), details=answers
+    )
+
+
+def _landlock(_: _Patient) -> Check:
+    abi = _linux.landlock_abi()
+    if abi:
+        found = f"ABI {abi}; runsc cannot run under it, for it must mount"
+        return Check(name="landlock", ok=Answer.YES, found=found, needed_by=(Feature.LANDLOCK,), details={"abi": abi})
+    return Check(
+        name="landlock",
+        ok=Answer.NO,
+        found="none; runsc could not run under it anyway",
+        cause=f"the kernel was built or booted without it{_filtered()}",
+        mend="Linux 5.13 or later with CONFIG_SECURITY_LANDLOCK, and landlock in the boot parameter lsm=",
+        needed_by=(Feature.LANDLOCK,),
+        details={"abi": 0},
+    )
+
+
+def _kvm(_: _Patient) -> Check:
+    path = "/dev/kvm"
+    if os.access(path, os.R_OK | os.W_OK):
+        found = f"{path} can be opened; not tried, for runsc may hang on it"
+        return Check(name="kvm", ok=Answer.YES, found=found, needed_by=(Feature.KVM,))
+    found, cause, mend = (
+        f"{path} is missing",
+        "no virtualisation here, or its module is not loaded",
+        "modprobe kvm_intel",
+    )
+    mend += " or kvm_amd; in a virtual machine, nested virtualisation; or another platform"
+    if os.path.exists(path):
+        found, cause = f"{path} is not readable and writable", "the caller may not use the device"
+        mend = "join the device's group (usually kvm)"
+    return Check(name="kvm", ok=Answer.NO, found=found, cause=cause, mend=mend, needed_by=(Feature.KVM,))
+
+
+def _cgroups(_: _Patient) -> Check:
+    """Which hierarchies there are, and whether the caller may make groups in its own."""
+    own = {}
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _number, controllers, path = line.split(":", 2)
+        own[controllers] = path
+    rows = [row for line in Path("/proc/self/mountinfo").read_text().splitlines() if (row := _cgroup_mount(line, own))]
+    writable = [row for row in rows if row["writable"]]
+    needs = (Feature.CGROUPS,)
+    versions = sorted({str(row["version"]) for row in rows})
+    names = sorted({name for row in rows for name in row["controllers"]})
+    found = f"{' and '.join(versions) or 'none'}; controllers {', '.join(names) or 'none'}; "
+    found += f"{len(writable)} of {len(rows)} hierarchies writable"
+    if writable and len(writable) == len(rows):
+        return Check(name="cgroups", ok=Answer.YES, found=found, needed_by=needs, details={"hierarchies": rows})
+    cause = "no cgroup file system is mounted" if not rows else "the caller may not make groups below its own"
+    return Check(
+        name="cgroups",
+        ok=Answer.NO,
+        found=found,
+        cause=cause,
+        needed_by=needs,
+        details={"hierarchies": rows},
+        mend="have the service manager delegate a group (systemd: Delegate=yes), or do without",
+    )
+
+
+def _cgroup_mount(line: str, own: Mapping[str, str]) -> dict[str, Any] | None:
+    """A cgroup hierarchy from a line of mountinfo (proc(5)), or None."""
+    left, _, right = line.partition(" - ")
+    kind, _source, options = right.split(" ", 2)
+    if kind not in ("cgroup", "cgroup2"):
+        return None
+    root, point = (text.encode().decode("unicode_escape") for text in left.split()[3:5])
+    if kind == "cgroup2":
+        path = own.get("", "/")
+    else:
+        path = next((own[names] for names in own if names and set(names.split(",")) <= set(options.split(","))), "/")
+    # Inside a cgroup namespace, or a container without one, the mount's root may be below the path that is shown.
+    relative = os.path.relpath(path, root) if path.startswith(root) else "."
+    folder = os.path.normpath(os.path.join(point, relative))
+    if kind == "cgroup2":
+        controllers = []
+        with suppress(OSError):
+            controllers = Path(folder, "cgroup.controllers").read_text().split()
+        needed = [folder, f"{folder}/cgroup.procs", f"{folder}/cgroup.subtree_control"]
+    else:
+        controllers = [o for o in options.split(",") if o not in ("rw", "ro", "clone_children", "xattr")]
+        needed = [folder]
+    writable = all(os.access(place, os.W_OK) for place in needed)
+    return {
+        "version": "v2" if kind == "cgroup2" else "v1",
+        "mount": point,
+        "own": path,
+        "controllers": controllers,
+        "writable": writable,
+    }
+
+
+# ---- a trial of the whole ----
+
+_PLACES = ("/srv", "/mnt", "/media", "/run", "/var/tmp", "/tmp")
+"""Directories that the trial's tmpfs may cover, in its own mount namespace; the first that is there."""
+
+
+class _Trial(Launch):
+    """A launch's own child, confined over an existing directory: it is asked, ended, and never executes a guest."""
+
+    def __init__(self, identity: Identity, options: GVisorOciRunOptions, images: Mapping[str, stage.Sealed]) -> None:
+        super().__init__(secrets.token_hex(16), OciBundle.build(["true"]), options)
+        self._identity, self._images = identity, images
+
+    def run(self) -> confine.Confined:
+        """What the child showed and answered; the child is gone. Raises what a launch raises in Confine."""
+        where = next((p for p in _PLACES if os.path.isdir(p) and not os.path.islink(p)), None)
+        if where is None:
+            raise FileNotFoundError(errno.ENOENT, f"none of {', '.join(_PLACES)} is there to try it on")
+        assert isinstance(self._bundle, OciBundle)
+        self._guest = prepare.look_at_bundle(self._bundle)
+        descriptors = {name: item.fd for name, item in self._images.items()}
+        method = (StageMethod.SET if len(descriptors) > 1 else StageMethod.SEALED).value
+        self._staged = stage.Staged(descriptors, {name: item.sha256 for name, item in self._images.items()}, method)
+        above, _, name = where.rpartition("/")
+        directory = os.open(where, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            self.place = Place(-1, os.fsencode(above), name, directory=directory)
+            plan = self._child_plan(Confinement.MOUNT_LOCKED)
+            # A key of its own: every trial asks anew, and a launch's answers are its own.
+            confined = confine.start(plan, f"doctor {self.launch_id}", self.options, fresh=None)
+            confined.child.end()
+            return confined
+        finally:
+            os.close(directory)
+
+
+def _confinement(patient: _Patient) -> Check:
+    """The default confinement, set up and proved around a harmless program."""
+    program = confine.canaries()[0][0]
+    source = os.open(program, os.O_RDONLY | os.O_CLOEXEC)
+    images = {}
+    needs = (Feature.LOCKED,)
+    try:
+        images["runsc"] = stage.sealed(resolve.JudgedFile(program, source, resolve.Snapshot.of(source)))
+        shown_ = dict(_Trial(patient.who(), GVisorOciRunOptions(program=Program.PLAIN), images).run().shown)
+    except LaunchError as error:
+        return Check(
+            name="confinement",
+            ok=Answer.NO,
+            found="mount-locked cannot be had",
+            cause=str(error),
+            mend=error.hint or "mend what is said of user namespaces and mount calls",
+            needed_by=needs,
+            details={"error": error.as_dict()},
+        )
+    finally:
+        os.close(source)
+        stage.close(images)
+    patient.confinement = str(shown_["confined"])
+    refused = len(shown_["canaries"])
+    found = (
+        f"{patient.confinement}, proved: {refused} host programs refused, undo {shown_['undo']}, "
+        f"{shown_['host_mounts']} host mounts closed"
+    )
+    return Check(name="confinement", ok=Answer.YES, found=found, needed_by=needs, details=shown_)
+
+
+def _release(patient: _Patient) -> Check:
+    """What the judged binary says of itself, from its sealed bytes, in the confinement."""
+    needs = (Feature.LAUNCH,)
+    if patient.judged is None or patient.confinement is None:
+        missing = "there is no trusted runsc" if patient.judged is None else "there is no confinement to ask it in"
+        return Check(name="release", ok=Answer.UNKNOWN, found=f"not asked: {missing}", needed_by=needs)
+    images = stage.seal_all(patient.judged)
+    try:
+        confined = _Trial(patient.who(), GVisorOciRunOptions(platform=Platform.AUTO), images).run()
+    except LaunchError as error:
+        return Check(
+            name="release",
+            ok=Answer.NO,
+            found="does not answer as runsc",
+            cause=str(error),
+            needed_by=needs,
+            mend=error.hint or "install gVisor's own runsc",
+            details={"error": error.as_dict()},
+        )
+    finally:
+        stage.close(images)
+    release = patient.release = confined.release
+    assert release is not None
+    patient.platform = confined.platform
+    found = f"{release.version}, platforms {', '.join(release.platforms)}; auto takes {confined.platform}"
+    details = {
+        "version": release.version,
+        "text": release.text,
+        "platforms": list(release.platforms),
+        "default_platform": release.default_platform,
+        "auto": confined.platform,
+    }
+    return Check(name="release", ok=Answer.YES, found=found, needed_by=needs, details=details)
+
+
+def _library_default(patient: _Patient) -> Check:
+    """The command line's default platform is auto; the library's is the reference's, systrap."""
+    needs = (Feature.SYSTRAP,)
+    wanted = GVisorOciRunOptions().platform
+    if patient.release is None:
+        return Check(name="default platform", ok=Answer.UNKNOWN, found="the release is not known", needed_by=needs)
+    try:
+        runsc.choose_platform(patient.release, wanted)
+    except Unsupported as error:
+        return Check(
+            name="default platform",
+            ok=Answer.NO,
+            found=f"{wanted} is missing",
+            cause=str(error),
+            mend="pass platform=Platform.AUTO, or install a newer runsc",
+            needed_by=needs,
+        )
+    return Check(name="default platform", ok=Answer.YES, found=f"{wanted} is there", needed_by=needs)
+
+
+def _stage(patient: _Patient) -> Check:
+    """The method that `auto` takes for this runsc."""
+    needs = (Feature.LAUNCH,)
+    if patient.judged is None:
+        found = "auto takes what the runsc needs, and there is none"
+        return Check(name="stage", ok=Answer.UNKNOWN, found=found, needed_by=needs)
+    patient.stage = (StageMethod.SET if patient.judged.side else StageMethod.SEALED).value
+    why = f"{len(patient.judged.side)} side binaries" if patient.judged.side else "no side binaries"
+    return Check(name="stage", ok=Answer.YES, found=f"auto takes {patient.stage}: {why}", needed_by=needs)
+
+
+_CHECKS: Mapping[str, Callable[[_Patient], Check]] = {
+    "caller": _caller,
+    "limits": _limits,
+    "runsc": _runsc,
+    "artifact base": _artifact_base,
+    "memfd": _memfd,
+    "close_range": _close_range,
+    "pidfd": _pidfd,
+    "mount calls": _mount_calls,
+    "user namespaces": _user_namespaces,
+    "confinement": _confinement,
+    "release": _release,
+    "stage": _stage,
+    "default platform": _library_default,
+    "kvm": _kvm,
+    "network namespaces": _network_namespaces,
+    "landlock": _landlock,
+    "cgroups": _cgroups,
+    "mount flags": _execution,
+}
+"""In this order: later ones use what earlier ones found."""
+_NEEDED = {
+    "memfd": Feature.SEALED,
+    "mount calls": Feature.LOCKED,
+    "user namespaces": Feature.LOCKED,
+    "confinement": Feature.LOCKED,
+    "default platform": Feature.SYSTRAP,
+    "kvm": Feature.KVM,
+    "network namespaces": Feature.SANDBOX,
+    "landlock": Feature.LANDLOCK,
+    "cgroups": Feature.CGROUPS,
+    "mount flags": Feature.COPY,
+}
+"""What needs a check that could not even be made; the others: every launch."""
+
+
+def _guarded(name: str, look: Callable[[_Patient], Check], patient: _Patient) -> Check:
+    """The check, or what kept it from being made: a refusal of the launch's own is a `no`, anything else unknown."""
+    needs = (_NEEDED.get(name, Feature.LAUNCH),)
+    try:
+        return look(patient)
+    except LaunchError as error:
+        return Check(
+            name=name,
+            ok=Answer.NO,
+            found="refused",
+            cause=str(error),
+            needed_by=needs,
+            mend=error.hint or f"give it what it expects: {error.expected or 'see the cause'}",
+            details={"error": error.as_dict()},
+        )
+    except Exception as error:  # a host can be broken in more ways than anyone can list
+        text = f"{type(error).__name__}: {error}"
+        return Check(name=name, ok=Answer.UNKNOWN, found=f"could not be looked at: {text}", needed_by=needs)
+
+
+# ---- printing ----
+
+
+def _plain(value: Any) -> Any:
+    """Nested data in JSON's types; bytes as text that is safe to print."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return shown(value) if isinstance(value, str | bytes) else value
+
+
+def _summary(report: Report) -> list[tuple[str, str]]:
+    why = "" if report.launch else f": see {', '.join(report.blockers)}"
+    return [
+        ("confinement", report.confinement or "none"),
+        ("stage", report.stage or "none"),
+        ("platform", report.platform or "unknown"),
+        ("a launch would succeed", f"{'yes' if report.launch else 'no'}{why}"),
+    ]
+
+
+def _notes(check: Check) -> Iterable[tuple[str, str]]:
+    """What is said below a check: each candidate beside the chosen one, and for a `no` its cause, mend and need."""
+    for candidate in check.details.get("candidates", ()):
+        if not candidate["chosen"]:
+            yield shown(candidate["path"]), shown(candidate["verdict"])
+    if check.ok is Answer.NO:
+        yield "cause", shown(check.cause)
+        yield "mend", shown(check.mend)
+    if check.ok is not Answer.YES:
+        yield "needed by", ", ".join(check.needed_by)
+
+
+def _lines(report: Report) -> Iterable[str]:
+    width = max(len(check.name) for check in report.checks)
+    for check in report.checks:
+        yield f"{check.ok:<7}  {check.name:<{width}}  {shown(check.found)}"
+        for head, text in _notes(check):
+            yield f"{'':<{width + 11}}{head}: {text}"
+    width = max(len(name) for name, _ in _summary(report))
+    yield ""
+    for name, text in _summary(report):
+        yield f"{name:<{width}}  {text}"
+
+
+def _print_table(report: Report) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    colours = {Answer.YES: "green", Answer.NO: "red", Answer.UNKNOWN: "yellow"}
+    table = Table(show_header=True, title="nucleus-gvisor doctor", title_justify="left")
+    for heading in ("", "check", "found"):
+        table.add_column(heading, overflow="fold")
+    for check in report.checks:
+        text = Text(shown(check.found))  # never markup: paths may have brackets
+        for head, note in _notes(check):
+            text.append(f"\n{head}: ", style="bold").append(note)
+        needed = bool(DEFAULT & set(check.needed_by))
+        colour = colours[check.ok] if needed or check.ok is Answer.YES else "yellow"
+        table.add_row(Text(check.ok.value, style=colour), check.name, text)
+    console = Console()
+    console.print(table)
+    for name, text_ in _summary(report):
+        style = "" if name != "a launch would succeed" else "bold green" if report.launch else "bold red"
+        console.print(Text(f"{name}: ").append(text_, style=style))
