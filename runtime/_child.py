@@ -15,6 +15,7 @@ import _signal  # type: ignore[import-not-found]  # signal without its enumerati
 import marshal
 import os
 import sys
+import time
 from typing import Any
 
 try:
@@ -24,6 +25,8 @@ except ImportError:  # the fresh interpreter knows this folder only, not the pac
 
 FAILED = 125
 MAX_PACKET = 1 << 17
+WAITING = b"ngv-before-exec"
+"""The process's name until execve gives it another: a dead process still has its name, so that it can be told apart."""
 ANSWER_LIMIT = 1 << 16
 ANSWER_SECONDS = 10
 CLOSED = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_NOEXEC
@@ -87,7 +90,12 @@ def _obey(link: int, image: int) -> None:
     word = _receive(link)
     if word[0] == "exec":
         argv, env = word[1], word[2]
-        _send(link, ("executing",))
+        try:
+            linux.set_name(WAITING)
+            named = True
+        except OSError:
+            named = False
+        _send(link, ("executing", named))
         linux.close_all_but({link, image})
         os.set_inheritable(link, False)
         os.set_inheritable(image, False)
@@ -108,9 +116,9 @@ def execute(image: int, argv: list[bytes], env: dict[bytes, bytes]) -> None:
 
 def defaults() -> None:
     """Default dispositions and an empty mask; a signal that came meanwhile takes effect now."""
-    for number in _signal.valid_signals():
+    for number in range(1, _signal.NSIG):
         if number not in (_signal.SIGKILL, _signal.SIGSTOP):
-            _signal.signal(number, _signal.SIG_DFL)
+            linux.default_signal(number)
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
 
 
@@ -287,7 +295,7 @@ def _device(path: bytes) -> int:
 
 
 def _own_devices(devices: list[tuple[int, bytes]]) -> None:
-    """A /dev with harmless devices alone. Root's supervisor is root to device nodes: a disk would be the host itself."""
+    """A /dev with harmless devices alone. Root's supervisor is root to device nodes: a disk is the host."""
     tree = linux.new_tmpfs(linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NOEXEC, mode="0755", size="64k")
     place = os.open("/dev", DIRECTORY)
     linux.move_mount(tree, place)
@@ -322,6 +330,7 @@ def lay_out(work: int, plan: Plan) -> None:
     """The launch's own directories and the private config.json, below directory `work`; all 0700 and 0600."""
     for name in ("runsc-root", "runtime", "bundle", "rootfs", "mnt"):
         os.mkdir(name, 0o700, dir_fd=work)
+        os.chmod(name, 0o700, dir_fd=work)  # whatever the umask: on disk it is the caller's
     bundle = os.open("bundle", DIRECTORY, dir_fd=work)
     config = os.open(
         "config.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=bundle
@@ -505,20 +514,37 @@ def ask(image: int, questions: list[list[bytes]], env: dict[bytes, bytes]) -> li
                 null = os.open("/dev/null", os.O_RDWR)
                 for target, fd in enumerate((null, writer, writer)):
                     os.dup2(fd, target)
-                _signal.alarm(ANSWER_SECONDS)  # the kernel's own bound: it survives execve
+                try:
+                    linux.die_with_parent(_signal.SIGKILL)
+                except OSError:
+                    pass  # the deadline ends it all the same
                 execute(image, argv, env)
             finally:
                 os._exit(FAILED)
         os.close(writer)
         started.append((pid, reader))
-    return [_answer(pid, reader) for pid, reader in started]
+    end = time.monotonic() + ANSWER_SECONDS
+    return [_answer(pid, reader, end) for pid, reader in started]
 
 
-def _answer(pid: int, reader: int) -> tuple[int, bytes]:
+def _answer(pid: int, reader: int, end: float) -> tuple[int, bytes]:
+    import select
+
     output = b""
-    while len(output) < ANSWER_LIMIT and (part := os.read(reader, ANSWER_LIMIT)):
+    poll = select.poll()
+    poll.register(reader, select.POLLIN)
+    while len(output) < ANSWER_LIMIT and poll.poll(max(0.0, end - time.monotonic()) * 1000):
+        part = os.read(reader, ANSWER_LIMIT)
+        if not part:
+            break
         output += part
     os.close(reader)
+    while time.monotonic() < end:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return status, output
+        time.sleep(0.0005)
+    os.kill(pid, _signal.SIGKILL)
     return os.waitpid(pid, 0)[1], output
 
 

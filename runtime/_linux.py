@@ -36,7 +36,7 @@ F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_WRITE = 1, 2, 4, 8
 # linux/close_range.h
 CLOSE_RANGE_CLOEXEC = 4
 # linux/prctl.h
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_GET_NO_NEW_PRIVS = 1, 4, 38, 39
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_NO_NEW_PRIVS, PR_GET_NO_NEW_PRIVS = 1, 4, 15, 38, 39
 # linux/landlock.h
 LANDLOCK_CREATE_RULESET_VERSION = 1
 LANDLOCK_RULE_PATH_BENEATH = 1
@@ -52,6 +52,8 @@ _NUMBERS = {
     "open_tree": 428, "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432, "close_range": 436,
     "mount_setattr": 442, "landlock_create_ruleset": 444, "landlock_add_rule": 445, "landlock_restrict_self": 446,
 }  # fmt: skip
+
+_RT_SIGACTION = 13 if os.uname().machine == "x86_64" else 134  # asm/unistd_64.h, asm-generic/unistd.h
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.getauxval.restype = ctypes.c_ulong
@@ -155,6 +157,20 @@ def no_new_privs() -> None:
 def has_no_new_privs() -> bool:
     """PR_GET_NO_NEW_PRIVS."""
     return _checked(_libc.prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0), "prctl", (PR_GET_NO_NEW_PRIVS,)) == 1
+
+
+def set_name(name: bytes) -> None:
+    """PR_SET_NAME: what /proc/PID/comm says, 15 bytes, until execve."""
+    _checked(_libc.prctl(PR_SET_NAME, ctypes.c_char_p(name), 0, 0, 0), "prctl", (PR_SET_NAME, name))
+
+
+def default_signal(number: int) -> None:
+    """rt_sigaction(2) to SIG_DFL, also for the two signals that the C library keeps from its callers."""
+    number_of_call = ctypes.c_long(_RT_SIGACTION)
+    answer = _libc.syscall(
+        number_of_call, ctypes.c_long(number), ctypes.create_string_buffer(32), None, ctypes.c_long(8)
+    )
+    _checked(answer, "rt_sigaction", (number,))
 
 
 def set_dumpable() -> None:

@@ -73,6 +73,8 @@ class Record:
             os.close(fd)
             raise BadArgument("the record is to be a regular file", step="Resolve", path=path)
         self._fd, self.path = fd, path
+        if not os.fstat(fd).st_mode & 0o400:
+            os.fchmod(fd, 0o600)  # a new file under a umask that left its owner nothing
         for line in self._lines:
             self._write(line)
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from nucleus_gvisor.model.errors import Busy
-from nucleus_gvisor.runtime.paths import calls, enter, file_id, remove_tree
+from nucleus_gvisor.runtime.paths import calls, enter, file_id, make_directory, remove_tree
 
 COLLECTOR_SECONDS, COLLECTOR_TRIES = 0.1, 10
 _HEX32 = re.compile(r"[0-9a-f]{32}", re.ASCII)
@@ -101,7 +101,7 @@ class Place:
         """A new, empty, private directory for the container, after what an earlier launch left is gone."""
         remove_tree(self.base, self.component.encode(), self.problems.append)
         with calls("Prepare", self.path):
-            os.mkdir(self.component, 0o700, dir_fd=self.base)
+            make_directory(self.base, self.component)
         self.directory = enter(self.base, self.component.encode(), self.path, create=False)
 
     def remove(self) -> list[OSError]:
@@ -134,6 +134,8 @@ def take_lock(locks: int, component: str, path: bytes, *, create: bool) -> int |
         try:
             with calls("Prepare", path):
                 fd = os.open(component, _OPEN if create else _OPEN & ~os.O_CREAT, 0o600, dir_fd=locks)
+                if create:
+                    os.fchmod(fd, 0o600)  # the umask may have taken all of it
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             taken = not create or owner_lives(os.pread(fd, 512, 0))

@@ -24,7 +24,7 @@ from nucleus_gvisor.runtime.options import (
     Platform,
     StageMethod,
 )
-from nucleus_gvisor.runtime.streams import Relay
+from nucleus_gvisor.runtime.streams import Relay, open_standard_descriptors
 
 OURS = 125
 """Exit code when the launch failed; the guest never ran."""
@@ -34,6 +34,7 @@ TIMED_OUT = 124
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    open_standard_descriptors()
     parser = _parser()
     given = parser.parse_args(arguments)
     try:
@@ -52,7 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _complain(error: LaunchError) -> None:
     line = f"nucleus-gvisor: {error}"
-    print(_red(line) if sys.stderr.isatty() else line, file=sys.stderr)
+    coloured = sys.stderr is not None and sys.stderr.isatty()
+    print(_red(line) if coloured else line, file=sys.stderr)
+
+
+def _flush() -> None:
+    """What we have printed goes out before what the guest prints. Started without descriptor 1, Python has no stdout."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
 
 
 def _red(text: str) -> str:
@@ -206,7 +214,7 @@ def runtime_of(runsc: str | None) -> GVisorRuntime:
 
 def _run(given: argparse.Namespace) -> int:
     container = given.id if given.id is not None else secrets.token_hex(16)
-    sys.stdout.flush()
+    _flush()
     relay = None
     try:
         runtime, bundle, options = runtime_of(given.runsc), bundle_of(given), options_of(given)
@@ -302,7 +310,7 @@ def _report(
     if given.show:
         _show(data)
     if given.json:
-        sys.stdout.flush()
+        _flush()
         print(json.dumps(data), flush=True)
 
 

@@ -29,7 +29,7 @@ from nucleus_gvisor.runtime import _child, _linux, paths, runsc
 from nucleus_gvisor.runtime.bundle import OciBundle
 from nucleus_gvisor.runtime.cleanup import Place
 from nucleus_gvisor.runtime.identity import Identity
-from nucleus_gvisor.runtime.launch import LIMITS, Launch, _open_standard_descriptors
+from nucleus_gvisor.runtime.launch import LIMITS, Launch
 from nucleus_gvisor.runtime.options import (
     Confinement,
     GVisorOciRunOptions,
@@ -39,6 +39,7 @@ from nucleus_gvisor.runtime.options import (
     judge_pin,
 )
 from nucleus_gvisor.runtime.steps import confine, prepare, resolve, stage
+from nucleus_gvisor.runtime.streams import open_standard_descriptors
 
 
 class Answer(StrEnum):
@@ -70,16 +71,34 @@ PROOFS = frozenset(("runsc", "artifact base", "confinement", "release"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
-    """One thing that was looked at. `cause` and `mend` are there for every `no`."""
+class Finding:
+    """What was found. `cause` and `mend` are there for every `no`."""
 
-    name: str
     ok: Answer
     found: str
     cause: str = ""
     mend: str = ""
-    needed_by: tuple[Feature, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _yes(found: str, details: Mapping[str, Any] | None = None) -> Finding:
+    return Finding(ok=Answer.YES, found=found, details=details or {})
+
+
+def _no(found: str, cause: str, mend: str, details: Mapping[str, Any] | None = None) -> Finding:
+    return Finding(ok=Answer.NO, found=found, cause=cause, mend=mend, details=details or {})
+
+
+def _unknown(found: str) -> Finding:
+    return Finding(ok=Answer.UNKNOWN, found=found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check(Finding):
+    """A finding with its name, and the features that need it."""
+
+    name: str
+    needed_by: tuple[Feature, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
@@ -133,7 +152,7 @@ class Report:
 
 def command(given: argparse.Namespace) -> int:
     """Print the report; 0 when a default launch would succeed, else 1."""
-    _open_standard_descriptors()
+    open_standard_descriptors()
     report = examine(runsc_path=given.runsc, base=given.artifact_base, pin=given.pin)
     if given.json:
         print(json.dumps(report.as_dict()), flush=True)
@@ -156,7 +175,10 @@ def examine(
     """
     patient = _Patient(runsc_path, base, pin)
     try:
-        checks = tuple(_guarded(name, look, patient) for name, look in _CHECKS.items())
+        checks = tuple(
+            Check(name=name, needed_by=needs, **vars(_guarded(look, patient)))
+            for name, (look, needs) in _CHECKS.items()
+        )
     finally:
         patient.close()
     return Report(checks=checks, confinement=patient.confinement, stage=patient.stage, platform=patient.platform)
@@ -188,7 +210,7 @@ class _Patient:
 # ---- the caller and what it found ----
 
 
-def _caller(patient: _Patient) -> Check:
+def _caller(patient: _Patient) -> Finding:
     identity = patient.identity = Identity.current()
     powers = "with" if _child.privileged() else "without"
     kind = "root of the host" if identity.host_root else "root" if identity.uid == 0 else f"uid {identity.uid}"
@@ -202,7 +224,7 @@ def _caller(patient: _Patient) -> Check:
         "user_namespace": identity.unmapped is not None,
         "elevated": identity.elevated,
     }
-    return Check(name="caller", ok=Answer.YES, found=found, needed_by=(Feature.LAUNCH,), details=details)
+    return _yes(found, details)
 
 
 @dataclass(frozen=True)
@@ -238,19 +260,18 @@ def look_at_candidates(
     return found, chosen, None if chosen is not None else refusal
 
 
-def _runsc(patient: _Patient) -> Check:
+def _runsc(patient: _Patient) -> Finding:
     pin = None if patient.pin is None else judge_pin(patient.pin)
     explicit = None if patient.path is None else os.fsencode(os.path.abspath(patient.path))
     candidates, judged, refusal = look_at_candidates(explicit, patient.who(), pin)
     details: dict[str, Any] = {
         "candidates": [{"path": c.path, "verdict": c.verdict, "chosen": c.chosen} for c in candidates]
     }
-    needs = (Feature.LAUNCH,)
     if judged is None:
         cause = str(refusal) if refusal else "nothing at any of " + ", ".join(os.fsdecode(c.path) for c in candidates)
         mend = (refusal.hint if refusal else "") or "apt-get install runsc, or name the binary with --runsc"
         found = "refused" if refusal else "not found"
-        return Check(name="runsc", ok=Answer.NO, found=found, cause=cause, mend=mend, needed_by=needs, details=details)
+        return _no(found, cause, mend, details)
     patient.judged = judged
     details["path"] = judged.runsc.path
     details["digests"] = digests = {
@@ -260,18 +281,15 @@ def _runsc(patient: _Patient) -> Check:
         judged.close()
         patient.judged = None
         error = PinMismatch("not the pinned runsc", path=judged.runsc.path, observed=digests["runsc"], expected=pin)
-        return Check(
-            name="runsc",
-            ok=Answer.NO,
-            found="another than the pinned one",
-            cause=str(error),
-            needed_by=needs,
-            mend="install the pinned release, or pin this one once you trust it",
-            details=details,
+        return _no(
+            "another than the pinned one",
+            str(error),
+            "install the pinned release, or pin this one once you trust it",
+            details,
         )
     beside = f", {len(judged.side)} side binaries" if judged.side else ""
     found = f"{os.fsdecode(judged.runsc.path)}{beside}, sha256 {digests['runsc']}"
-    return Check(name="runsc", ok=Answer.YES, found=found, needed_by=needs, details=details)
+    return _yes(found, details)
 
 
 def named(judged: resolve.Judged) -> dict[str, resolve.JudgedFile]:
@@ -280,19 +298,17 @@ def named(judged: resolve.Judged) -> dict[str, resolve.JudgedFile]:
     return {"runsc": judged.runsc, **beside}
 
 
-def _limits(_: _Patient) -> Check:
+def _limits(_: _Patient) -> Finding:
     soft = {name: resource.getrlimit(number)[0] for number, (name, _least) in LIMITS.items()}
     least = {name: value for name, value in LIMITS.values()}
     low = [n for n, value in soft.items() if value != resource.RLIM_INFINITY and value < least[n]]
     text = {n: "unlimited" if value == resource.RLIM_INFINITY else value for n, value in soft.items()}
     found = ", ".join(f"{n} {value}" for n, value in text.items())
     if not low:
-        return Check(name="limits", ok=Answer.YES, found=found, needed_by=(Feature.LAUNCH,), details=text)
+        return _yes(found, text)
     cause = "; ".join(f"{n} is {soft[n]}, a launch needs {least[n]}" for n in low)
     mend = f"raise the soft limit of {', '.join(low)}: ulimit, setrlimit, or LimitXXX= of the service"
-    return Check(
-        name="limits", ok=Answer.NO, found=found, cause=cause, mend=mend, needed_by=(Feature.LAUNCH,), details=text
-    )
+    return _no(found, cause, mend, text)
 
 
 # ---- the artifact base ----
@@ -367,7 +383,7 @@ def _judge_room(fd: int, path: bytes, missing: bool) -> None:
         )
 
 
-def _artifact_base(patient: _Patient) -> Check:
+def _artifact_base(patient: _Patient) -> Finding:
     base = look_at_base(patient.base, patient.who())
     found = os.fsdecode(base.path)
     if base.missing:
@@ -375,10 +391,10 @@ def _artifact_base(patient: _Patient) -> Check:
     elif base.note:
         found += f", {base.note}"
     details = {"path": base.path, "missing": list(base.missing), "noexec": bool(base.flags & os.ST_NOEXEC)}
-    return Check(name="artifact base", ok=Answer.YES, found=found, needed_by=(Feature.LAUNCH,), details=details)
+    return _yes(found, details)
 
 
-def _execution(patient: _Patient) -> Check:
+def _mount_flags(patient: _Patient) -> Finding:
     """Only the copy stage executes from the artifact base; Debian mounts /run noexec."""
     flags = look_at_base(patient.base, patient.who()).flags
     where = {"the artifact base's file system": flags}
@@ -389,17 +405,14 @@ def _execution(patient: _Patient) -> Check:
         place: ",".join(name for flag, name in names.items() if bits & flag) or "no restriction"
         for place, bits in where.items()
     }
-    found = "; ".join(f"{place}: {flags}" for place, flags in text.items())
+    found = "; ".join(f"{place}: {names_}" for place, names_ in text.items())
     if not flags & os.ST_NOEXEC:
-        return Check(name="mount flags", ok=Answer.YES, found=found, needed_by=(Feature.COPY,), details=text)
-    return Check(
-        name="mount flags",
-        ok=Answer.NO,
-        found=found,
-        cause="the artifact base is on a noexec mount",
-        mend="keep the sealed stage, or choose an artifact base elsewhere",
-        needed_by=(Feature.COPY,),
-        details=text,
+        return _yes(found, text)
+    return _no(
+        found,
+        "the artifact base is on a noexec mount",
+        "keep the sealed stage, or choose an artifact base elsewhere",
+        text,
     )
 
 
@@ -428,25 +441,19 @@ _KERNEL: Mapping[str, tuple[str, Callable[[], object]]] = {
 }
 
 
-def _mount_calls(_: _Patient) -> Check:
+def _mount_calls(_: _Patient) -> Finding:
     answers = {name: _tried(call) for name, (_version, call) in _KERNEL.items()}
     lacking = [name for name, answer in answers.items() if answer == "ENOSYS"]
-    needs = (Feature.LOCKED,)
     if not lacking:
         known = ", ".join(answers)
-        return Check(
-            name="mount calls", ok=Answer.YES, found=f"{known} known to the kernel", needed_by=needs, details=answers
-        )
+        return _yes(f"{known} known to the kernel", answers)
     newest = max((_KERNEL[name][0] for name in lacking), key=lambda text: [*map(int, text.split("."))])
     cause = f"{', '.join(lacking)}: ENOSYS from Linux {os.uname().release}{_filtered()}"
-    return Check(
-        name="mount calls",
-        ok=Answer.NO,
-        found=", ".join(f"{n} {a}" for n, a in answers.items()),
-        cause=cause,
-        mend=f"Linux {newest} or later, or a seccomp profile that passes these calls",
-        needed_by=needs,
-        details=answers,
+    return _no(
+        ", ".join(f"{n} {a}" for n, a in answers.items()),
+        cause,
+        f"Linux {newest} or later, or a seccomp profile that passes these calls",
+        answers,
     )
 
 
@@ -498,7 +505,7 @@ def _probe(what: str) -> dict[str, list[Any] | None]:
     return answers
 
 
-def _user_namespaces(patient: _Patient) -> Check:
+def _user_namespaces(patient: _Patient) -> Finding:
     answers = _probe("user")
     allowed = {
         name: _sysctl(name)
@@ -510,23 +517,14 @@ def _user_namespaces(patient: _Patient) -> Check:
         )
     }
     details = {"answers": answers, "sysctl": allowed}
-    needs = (Feature.LOCKED,)
     failed = next(((name, answer) for name, answer in answers.items() if answer is not None), None)
     if failed is None:
         found = f"entered, and entered again inside (user.max_user_namespaces {allowed['user.max_user_namespaces']})"
-        return Check(name="user namespaces", ok=Answer.YES, found=found, needed_by=needs, details=details)
+        return _yes(found, details)
     where = {"user": "the first", "mount": "mounting inside", "nested": "the nested one"}[failed[0]]
     assert failed[1] is not None
     cause, mend = _why_no_namespace("user", failed[1][0], allowed)
-    return Check(
-        name="user namespaces",
-        ok=Answer.NO,
-        found=f"{where}: {failed[1][1]}",
-        cause=cause,
-        mend=mend,
-        needed_by=needs,
-        details=details,
-    )
+    return _no(f"{where}: {failed[1][1]}", cause, mend, details)
 
 
 def _why_no_namespace(kind: str, number: int, sysctls: Mapping[str, str | None]) -> tuple[str, str]:
@@ -557,33 +555,23 @@ def _why_no_namespace(kind: str, number: int, sysctls: Mapping[str, str | None])
     )
 
 
-def _network_namespaces(_: _Patient) -> Check:
+def _network_namespaces(_: _Patient) -> Finding:
     answer = _probe("network")["network"]
     allowed = {name: _sysctl(name) for name in ("user.max_net_namespaces", "user.max_user_namespaces")}
-    needs = (Feature.SANDBOX,)
     if answer is None:
         found = f"entered (user.max_net_namespaces {allowed['user.max_net_namespaces']})"
-        return Check(name="network namespaces", ok=Answer.YES, found=found, needed_by=needs, details=allowed)
+        return _yes(found, allowed)
     cause, mend = _why_no_namespace("net", answer[0], allowed)
-    return Check(
-        name="network namespaces",
-        ok=Answer.NO,
-        found=answer[1],
-        cause=cause,
-        mend=mend,
-        needed_by=needs,
-        details=allowed,
-    )
+    return _no(answer[1], cause, mend, allowed)
 
 
-def _memfd(_: _Patient) -> Check:
+def _memfd(_: _Patient) -> Finding:
     """A harmless program is sealed as runsc would be, and executed from its memfd."""
     noexec = _sysctl("vm.memfd_noexec")
     text = "" if noexec is None else f" (vm.memfd_noexec {noexec})"
     program = shutil.which("true", path="/bin:/usr/bin") or sys.executable
     arguments = [] if program.endswith("true") else ["-I", "-S", "-c", ""]
     where, sealed = "create", None
-    needs = (Feature.SEALED, Feature.LAUNCH)
     details = {"vm.memfd_noexec": noexec}
     source = os.open(program, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -608,24 +596,22 @@ def _memfd(_: _Patient) -> Check:
                 "sysctl -w vm.memfd_noexec=1, in this pid namespace",
             )
         found = f"cannot {where}: {error}"
-        return Check(name="memfd", ok=Answer.NO, found=found, cause=cause, mend=mend, needed_by=needs, details=details)
+        return _no(found, cause, mend, details)
     finally:
         os.close(source)
         if sealed is not None:
             os.close(sealed.fd)
-    return Check(
-        name="memfd", ok=Answer.YES, found=f"created, sealed and executed{text}", needed_by=needs, details=details
-    )
+    return _yes(f"created, sealed and executed{text}", details)
 
 
-def _close_range(_: _Patient) -> Check:
+def _close_range(_: _Patient) -> Finding:
     # Far above any descriptor: nothing is closed.
     plain = _tried(lambda: _linux.close_range(0x7FFFFFFE, 0x7FFFFFFE))
     marked = _tried(lambda: _linux.close_range(0x7FFFFFFE, 0x7FFFFFFE, _linux.CLOSE_RANGE_CLOEXEC))
-    return _call("close_range", {"close_range": plain, "CLOSE_RANGE_CLOEXEC": marked}, "5.11")
+    return _call({"close_range": plain, "CLOSE_RANGE_CLOEXEC": marked}, "5.11")
 
 
-def _pidfd(_: _Patient) -> Check:
+def _pidfd(_: _Patient) -> Finding:
     def send() -> None:
         fd = os.pidfd_open(os.getpid())
         try:
@@ -636,42 +622,37 @@ def _pidfd(_: _Patient) -> Check:
         finally:
             os.close(fd)
 
-    return _call("pidfd", {"pidfd_open, pidfd_send_signal and waitid(P_PIDFD)": _tried(send)}, "5.4")
+    return _call({"pidfd_open, pidfd_send_signal and waitid(P_PIDFD)": _tried(send)}, "5.4")
 
 
-def _call(name: str, answers: Mapping[str, str], version: str) -> Check:
+def _call(answers: Mapping[str, str], version: str) -> Finding:
     failed = [call for call, answer in answers.items() if answer != "ok"]
     found = ", ".join(answers) if not failed else ", ".join(f"{call}: {answers[call]}" for call in failed)
     if not failed:
-        return Check(name=name, ok=Answer.YES, found=found, needed_by=(Feature.LAUNCH,), details=answers)
+        return _yes(found, answers)
     cause = f"Linux {os.uname().release} lacks or denies it{_filtered()}"
     mend = f"Linux {version} or later, or a seccomp profile that passes it"
-    return Check(
-        name=name, ok=Answer.NO, found=found, cause=cause, mend=mend, needed_by=(Feature.LAUNCH,), details=answers
-    )
+    return _no(found, cause, mend, answers)
 
 
-def _landlock(_: _Patient) -> Check:
+def _landlock(_: _Patient) -> Finding:
     abi = _linux.landlock_abi()
     if abi:
         found = f"ABI {abi}; runsc cannot run under it, for it must mount"
-        return Check(name="landlock", ok=Answer.YES, found=found, needed_by=(Feature.LANDLOCK,), details={"abi": abi})
-    return Check(
-        name="landlock",
-        ok=Answer.NO,
-        found="none; runsc could not run under it anyway",
-        cause=f"the kernel was built or booted without it{_filtered()}",
-        mend="Linux 5.13 or later with CONFIG_SECURITY_LANDLOCK, and landlock in the boot parameter lsm=",
-        needed_by=(Feature.LANDLOCK,),
-        details={"abi": 0},
+        return _yes(found, {"abi": abi})
+    return _no(
+        "none; runsc could not run under it anyway",
+        f"the kernel was built or booted without it{_filtered()}",
+        "Linux 5.13 or later with CONFIG_SECURITY_LANDLOCK, and landlock in the boot parameter lsm=",
+        {"abi": 0},
     )
 
 
-def _kvm(_: _Patient) -> Check:
+def _kvm(_: _Patient) -> Finding:
     path = "/dev/kvm"
     if os.access(path, os.R_OK | os.W_OK):
         found = f"{path} can be opened; not tried, for runsc may hang on it"
-        return Check(name="kvm", ok=Answer.YES, found=found, needed_by=(Feature.KVM,))
+        return _yes(found)
     found, cause, mend = (
         f"{path} is missing",
         "no virtualisation here, or its module is not loaded",
@@ -681,10 +662,10 @@ def _kvm(_: _Patient) -> Check:
     if os.path.exists(path):
         found, cause = f"{path} is not readable and writable", "the caller may not use the device"
         mend = "join the device's group (usually kvm)"
-    return Check(name="kvm", ok=Answer.NO, found=found, cause=cause, mend=mend, needed_by=(Feature.KVM,))
+    return _no(found, cause, mend)
 
 
-def _cgroups(_: _Patient) -> Check:
+def _cgroups(_: _Patient) -> Finding:
     """Which hierarchies there are, and whether the caller may make groups in its own."""
     own = {}
     for line in Path("/proc/self/cgroup").read_text().splitlines():
@@ -692,22 +673,18 @@ def _cgroups(_: _Patient) -> Check:
         own[controllers] = path
     rows = [row for line in Path("/proc/self/mountinfo").read_text().splitlines() if (row := _cgroup_mount(line, own))]
     writable = [row for row in rows if row["writable"]]
-    needs = (Feature.CGROUPS,)
     versions = sorted({str(row["version"]) for row in rows})
     names = sorted({name for row in rows for name in row["controllers"]})
     found = f"{' and '.join(versions) or 'none'}; controllers {', '.join(names) or 'none'}; "
     found += f"{len(writable)} of {len(rows)} hierarchies writable"
     if writable and len(writable) == len(rows):
-        return Check(name="cgroups", ok=Answer.YES, found=found, needed_by=needs, details={"hierarchies": rows})
+        return _yes(found, {"hierarchies": rows})
     cause = "no cgroup file system is mounted" if not rows else "the caller may not make groups below its own"
-    return Check(
-        name="cgroups",
-        ok=Answer.NO,
-        found=found,
-        cause=cause,
-        needed_by=needs,
-        details={"hierarchies": rows},
-        mend="have the service manager delegate a group (systemd: Delegate=yes), or do without",
+    return _no(
+        found,
+        cause,
+        "have the service manager delegate a group (systemd: Delegate=yes), or do without",
+        {"hierarchies": rows},
     )
 
 
@@ -779,24 +756,20 @@ class _Trial(Launch):
             os.close(directory)
 
 
-def _confinement(patient: _Patient) -> Check:
+def _confinement(patient: _Patient) -> Finding:
     """The default confinement, set up and proved around a harmless program."""
     program = confine.canaries()[0][0]
     source = os.open(program, os.O_RDONLY | os.O_CLOEXEC)
     images = {}
-    needs = (Feature.LOCKED,)
     try:
         images["runsc"] = stage.sealed(resolve.JudgedFile(program, source, resolve.Snapshot.of(source)))
         shown_ = dict(_Trial(patient.who(), GVisorOciRunOptions(program=Program.PLAIN), images).run().shown)
     except LaunchError as error:
-        return Check(
-            name="confinement",
-            ok=Answer.NO,
-            found="mount-locked cannot be had",
-            cause=str(error),
-            mend=error.hint or "mend what is said of user namespaces and mount calls",
-            needed_by=needs,
-            details={"error": error.as_dict()},
+        return _no(
+            "mount-locked cannot be had",
+            str(error),
+            error.hint or "mend what is said of user namespaces and mount calls",
+            {"error": error.as_dict()},
         )
     finally:
         os.close(source)
@@ -807,27 +780,23 @@ def _confinement(patient: _Patient) -> Check:
         f"{patient.confinement}, proved: {refused} host programs refused, undo {shown_['undo']}, "
         f"{shown_['host_mounts']} host mounts closed"
     )
-    return Check(name="confinement", ok=Answer.YES, found=found, needed_by=needs, details=shown_)
+    return _yes(found, shown_)
 
 
-def _release(patient: _Patient) -> Check:
+def _release(patient: _Patient) -> Finding:
     """What the judged binary says of itself, from its sealed bytes, in the confinement."""
-    needs = (Feature.LAUNCH,)
     if patient.judged is None or patient.confinement is None:
         missing = "there is no trusted runsc" if patient.judged is None else "there is no confinement to ask it in"
-        return Check(name="release", ok=Answer.UNKNOWN, found=f"not asked: {missing}", needed_by=needs)
+        return _unknown(f"not asked: {missing}")
     images = stage.seal_all(patient.judged)
     try:
         confined = _Trial(patient.who(), GVisorOciRunOptions(platform=Platform.AUTO), images).run()
     except LaunchError as error:
-        return Check(
-            name="release",
-            ok=Answer.NO,
-            found="does not answer as runsc",
-            cause=str(error),
-            needed_by=needs,
-            mend=error.hint or "install gVisor's own runsc",
-            details={"error": error.as_dict()},
+        return _no(
+            "does not answer as runsc",
+            str(error),
+            error.hint or "install gVisor's own runsc",
+            {"error": error.as_dict()},
         )
     finally:
         stage.close(images)
@@ -842,94 +811,63 @@ def _release(patient: _Patient) -> Check:
         "default_platform": release.default_platform,
         "auto": confined.platform,
     }
-    return Check(name="release", ok=Answer.YES, found=found, needed_by=needs, details=details)
+    return _yes(found, details)
 
 
-def _library_default(patient: _Patient) -> Check:
+def _library_default(patient: _Patient) -> Finding:
     """The command line's default platform is auto; the library's is the reference's, systrap."""
-    needs = (Feature.SYSTRAP,)
     wanted = GVisorOciRunOptions().platform
     if patient.release is None:
-        return Check(name="default platform", ok=Answer.UNKNOWN, found="the release is not known", needed_by=needs)
+        return _unknown("the release is not known")
     try:
         runsc.choose_platform(patient.release, wanted)
     except Unsupported as error:
-        return Check(
-            name="default platform",
-            ok=Answer.NO,
-            found=f"{wanted} is missing",
-            cause=str(error),
-            mend="pass platform=Platform.AUTO, or install a newer runsc",
-            needed_by=needs,
-        )
-    return Check(name="default platform", ok=Answer.YES, found=f"{wanted} is there", needed_by=needs)
+        return _no(f"{wanted} is missing", str(error), "pass platform=Platform.AUTO, or install a newer runsc")
+    return _yes(f"{wanted} is there")
 
 
-def _stage(patient: _Patient) -> Check:
+def _stage(patient: _Patient) -> Finding:
     """The method that `auto` takes for this runsc."""
-    needs = (Feature.LAUNCH,)
     if patient.judged is None:
         found = "auto takes what the runsc needs, and there is none"
-        return Check(name="stage", ok=Answer.UNKNOWN, found=found, needed_by=needs)
+        return _unknown(found)
     patient.stage = (StageMethod.SET if patient.judged.side else StageMethod.SEALED).value
     why = f"{len(patient.judged.side)} side binaries" if patient.judged.side else "no side binaries"
-    return Check(name="stage", ok=Answer.YES, found=f"auto takes {patient.stage}: {why}", needed_by=needs)
+    return _yes(f"auto takes {patient.stage}: {why}")
 
 
-_CHECKS: Mapping[str, Callable[[_Patient], Check]] = {
-    "caller": _caller,
-    "limits": _limits,
-    "runsc": _runsc,
-    "artifact base": _artifact_base,
-    "memfd": _memfd,
-    "close_range": _close_range,
-    "pidfd": _pidfd,
-    "mount calls": _mount_calls,
-    "user namespaces": _user_namespaces,
-    "confinement": _confinement,
-    "release": _release,
-    "stage": _stage,
-    "default platform": _library_default,
-    "kvm": _kvm,
-    "network namespaces": _network_namespaces,
-    "landlock": _landlock,
-    "cgroups": _cgroups,
-    "mount flags": _execution,
+_CHECKS: Mapping[str, tuple[Callable[[_Patient], Finding], tuple[Feature, ...]]] = {
+    "caller": (_caller, (Feature.LAUNCH,)),
+    "limits": (_limits, (Feature.LAUNCH,)),
+    "runsc": (_runsc, (Feature.LAUNCH,)),
+    "artifact base": (_artifact_base, (Feature.LAUNCH,)),
+    "memfd": (_memfd, (Feature.SEALED, Feature.LAUNCH)),
+    "close_range": (_close_range, (Feature.LAUNCH,)),
+    "pidfd": (_pidfd, (Feature.LAUNCH,)),
+    "mount calls": (_mount_calls, (Feature.LOCKED,)),
+    "user namespaces": (_user_namespaces, (Feature.LOCKED,)),
+    "confinement": (_confinement, (Feature.LOCKED,)),
+    "release": (_release, (Feature.LAUNCH,)),
+    "stage": (_stage, (Feature.LAUNCH,)),
+    "default platform": (_library_default, (Feature.SYSTRAP,)),
+    "kvm": (_kvm, (Feature.KVM,)),
+    "network namespaces": (_network_namespaces, (Feature.SANDBOX,)),
+    "landlock": (_landlock, (Feature.LANDLOCK,)),
+    "cgroups": (_cgroups, (Feature.CGROUPS,)),
+    "mount flags": (_mount_flags, (Feature.COPY,)),
 }
-"""In this order: later ones use what earlier ones found."""
-_NEEDED = {
-    "memfd": Feature.SEALED,
-    "mount calls": Feature.LOCKED,
-    "user namespaces": Feature.LOCKED,
-    "confinement": Feature.LOCKED,
-    "default platform": Feature.SYSTRAP,
-    "kvm": Feature.KVM,
-    "network namespaces": Feature.SANDBOX,
-    "landlock": Feature.LANDLOCK,
-    "cgroups": Feature.CGROUPS,
-    "mount flags": Feature.COPY,
-}
-"""What needs a check that could not even be made; the others: every launch."""
+"""In this order: later ones use what earlier ones found. With what needs them."""
 
 
-def _guarded(name: str, look: Callable[[_Patient], Check], patient: _Patient) -> Check:
-    """The check, or what kept it from being made: a refusal of the launch's own is a `no`, anything else unknown."""
-    needs = (_NEEDED.get(name, Feature.LAUNCH),)
+def _guarded(look: Callable[[_Patient], Finding], patient: _Patient) -> Finding:
+    """The finding, or what kept it from being made: a refusal of the launch's own is a `no`, anything else unknown."""
     try:
         return look(patient)
     except LaunchError as error:
-        return Check(
-            name=name,
-            ok=Answer.NO,
-            found="refused",
-            cause=str(error),
-            needed_by=needs,
-            mend=error.hint or f"give it what it expects: {error.expected or 'see the cause'}",
-            details={"error": error.as_dict()},
-        )
+        mend = error.hint or f"give it what it expects: {error.expected or 'see the cause'}"
+        return _no("refused", str(error), mend, {"error": error.as_dict()})
     except Exception as error:  # a host can be broken in more ways than anyone can list
-        text = f"{type(error).__name__}: {error}"
-        return Check(name=name, ok=Answer.UNKNOWN, found=f"could not be looked at: {text}", needed_by=needs)
+        return _unknown(f"could not be looked at: {type(error).__name__}: {error}")
 
 
 # ---- printing ----

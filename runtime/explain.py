@@ -321,11 +321,12 @@ class _Dry(Launch):
         self._say("choose", wanted.value if wanted else "no confinement", f"action {action}")
         self._judge_what_is_known()
         self._plan = child_plan = self._child_plan(wanted)
-        assert self._staged is not None
+        assert self._staged is not None and self._judged is not None
         if self._staged.method == "copy":
             child_plan["allow"] = [(self._location + b"/exec-allow", _NOTHING)]
         child_plan["questions"] = list(runsc.QUESTIONS) if self.options.program is Program.RUNSC else []
-        rehearsal = _Rehearsal(child_plan, self._command_with(ASKED))
+        sizes = {name: file.snapshot.size for name, file in doctor.named(self._judged).items()}
+        rehearsal = _Rehearsal(child_plan, self._command_with(ASKED), sizes)
         if wanted is not Confinement.MOUNT_LOCKED:
             for call, detail, why in rehearsal.lay_out():
                 self._say(call, detail, why)
@@ -452,26 +453,36 @@ def _flags(value: int, *prefixes: str) -> str:
     return "|".join([*names, *([hex(left)] if left or not names else [])]) if value else "0"
 
 
+@dataclass(frozen=True)
+class _File:
+    """What a descriptor of the rehearsal stands for."""
+
+    name: str
+    mode: int = stat_.S_IFREG
+    identity: paths.FileId = _NOTHING
+    size: int = 0
+
+
 class _Fds:
-    """Descriptors that stand for files nobody opened: number -> name, mode and identity."""
+    """Descriptors that stand for files which nobody opened."""
 
     FIRST = 1 << 20
     IMAGE = 1 << 24
     """The first number of the staged images."""
 
     def __init__(self) -> None:
-        self.known: dict[int, tuple[str, int, paths.FileId]] = {}
+        self.known: dict[int, _File] = {}
         self._next = self.FIRST
 
-    def new(self, name: str, mode: int = stat_.S_IFREG, identity: paths.FileId = (0, 0)) -> int:
+    def new(self, file: _File) -> int:
         self._next += 2
-        self.known[self._next] = (name, mode, identity)
+        self.known[self._next] = file
         return self._next
 
     def name(self, fd: object) -> str:
         if fd == _linux.AT_FDCWD:
             return "AT_FDCWD"
-        return f"<{self.known[fd][0]}>" if isinstance(fd, int) and fd in self.known else str(fd)
+        return f"<{self.known[fd].name}>" if isinstance(fd, int) and fd in self.known else str(fd)
 
 
 class _Rehearsal:
@@ -480,22 +491,39 @@ class _Rehearsal:
     Strict: a call that has no answer here is an AttributeError, never a real call.
     """
 
-    def __init__(self, child_plan: Mapping[str, Any], command: tuple[list[bytes], dict[bytes, bytes]]) -> None:
+    def __init__(
+        self,
+        child_plan: Mapping[str, Any],
+        command: tuple[list[bytes], dict[bytes, bytes]],
+        sizes: Mapping[str, int],
+    ) -> None:
         self.plan, self.command = {**child_plan, "parent": 0}, command
         self.calls: list[Call] = []
         self.fds = _Fds()
-        self.names = {"link": self.fds.new("link")}
+        self.link = self.fds.new(_File("link"))
         for name, fd in child_plan["images"].items():
-            self.fds.known[fd] = (name, stat_.S_IFREG, (0, 0))
+            self.fds.known[fd] = _File(name, size=sizes[name])
         self.identities = dict(self._identified())
         self.written: dict[bytes, bytes] = {b"/proc/self/mountinfo": b""}
         self.words = [("exec", *command)]
         self.problem: object = None
         linux, self.child_module = _copy(_linux), _copy(_child)
         fake_os = _Os(self)
-        vars(linux).update(_syscall=self._syscall, _libc=_Libc(self), os=fake_os, close_all_but=self._close_all_but)
+        # A few functions whose plumbing would hide what they are for are told of as one.
+        vars(linux).update(
+            _syscall=self._syscall,
+            _libc=_Libc(self),
+            os=fake_os,
+            close_all_but=self._close_all_but,
+            default_signal=self._default_signal,
+        )
         vars(self.child_module).update(
-            os=fake_os, _signal=_Signal(self), linux=linux, _stdio=self._stdio, _loopback_up=self._loopback_up
+            os=fake_os,
+            _signal=_Signal(self),
+            linux=linux,
+            _stdio=self._stdio,
+            _loopback_up=self._loopback_up,
+            ask=self._ask,
         )
 
     def _identified(self) -> Iterator[tuple[bytes, paths.FileId]]:
@@ -507,7 +535,7 @@ class _Rehearsal:
     def child(self) -> Iterator[Call]:
         """All that `_child.main` does, to its execve."""
         try:
-            self.child_module.main(self.plan, self.names["link"])
+            self.child_module.main(self.plan, self.link)
         except _Done:
             pass
         # The child reports whatever goes wrong and exits: a rehearsal that breaks must not pass for a short plan.
@@ -517,7 +545,7 @@ class _Rehearsal:
 
     def lay_out(self) -> list[Call]:
         """What is laid out in the container's own directory, for the confinements without a tmpfs."""
-        here = self.fds.new(os.fsdecode(self.plan["place"]), stat_.S_IFDIR)
+        here = self.fds.new(_File(os.fsdecode(self.plan["place"]), stat_.S_IFDIR))
         self.child_module.lay_out(here, self.plan)
         calls, self.calls = self.calls, []
         return calls
@@ -550,19 +578,20 @@ class _Rehearsal:
         return 0
 
     def _open_tree(self, fd: int, _path: bytes, flags: int) -> int:
-        name, mode, _ = self.fds.known[fd]
+        file = self.fds.known[fd]
+        name, mode = file.name, file.mode
         self.note("open_tree", f"{name} OPEN_TREE_CLONE{'|AT_RECURSIVE' if flags & _linux.AT_RECURSIVE else ''}")
-        return self.fds.new(f"clone of {name}", mode)
+        return self.fds.new(_File(f"clone of {name}", mode))
 
     def _move_mount(self, mount: int, _from: bytes, onto: int, _to: bytes, _flags: int) -> int:
-        self.note("move_mount", f"{self.fds.name(mount)} onto {self.fds.known[onto][0]}")
-        if self.fds.known[onto][0] == os.fsdecode(self.plan["place"]):
-            self.fds.known[mount] = (self.fds.known[onto][0], stat_.S_IFDIR, (0, 0))
+        self.note("move_mount", f"{self.fds.name(mount)} onto {self.fds.known[onto].name}")
+        if self.fds.known[onto].name == os.fsdecode(self.plan["place"]):
+            self.fds.known[mount] = _File(self.fds.known[onto].name, stat_.S_IFDIR)
         return 0
 
     def _fsopen(self, kind: bytes, _flags: int) -> int:
         self.note("fsopen", kind.decode())
-        return self.fds.new(kind.decode(), stat_.S_IFDIR)
+        return self.fds.new(_File(kind.decode(), stat_.S_IFDIR))
 
     def _fsconfig(self, _fd: int, command: int, key: bytes | None, value: bytes | None, _aux: int) -> int:
         if command == _linux.FSCONFIG_SET_STRING and key is not None and value is not None:
@@ -573,13 +602,13 @@ class _Rehearsal:
 
     def _fsmount(self, fd: int, _flags_: int, attributes: int) -> int:
         self.note("fsmount", _flags(attributes, "MOUNT_ATTR_") if attributes else "no attributes")
-        return self.fds.new(f"new {self.fds.known[fd][0]}", stat_.S_IFDIR)
+        return self.fds.new(_File(f"new {self.fds.known[fd].name}", stat_.S_IFDIR))
 
     def _landlock_create_ruleset(self, attr: object, _size: int, _flags: int) -> int:
         if attr is None:
             return 1
         self.note("landlock_create_ruleset", "LANDLOCK_ACCESS_FS_EXECUTE")
-        return self.fds.new("ruleset")
+        return self.fds.new(_File("ruleset"))
 
     def _landlock_add_rule(self, _ruleset: int, _kind: int, rule: Any, _flags: int) -> int:
         self.note("landlock_add_rule", f"execute beneath {self.fds.name(rule._obj.parent_fd)}")
@@ -595,6 +624,15 @@ class _Rehearsal:
     def _stdio(self, descriptors: list[int]) -> None:
         for target, fd in enumerate(descriptors):
             self.note("dup2", f"{fd} to {target}")
+
+    def _default_signal(self, number: int) -> None:
+        name = {known.value: known.name for known in signal.Signals}.get(number, str(number))
+        self.note("rt_sigaction", f"{name} to SIG_DFL")
+
+    def _ask(self, _image: int, questions: list[list[bytes]], _env: object) -> list[tuple[int, bytes]]:
+        for argv in questions:
+            self.note("ask", b" ".join(argv).decode(), "of the image, in a process of its own, where it is confined")
+        return [(0, b"") for _ in questions]
 
     def message(self, data: bytes) -> None:
         """What the child writes to its parent."""
@@ -623,22 +661,19 @@ class _Denied:
         raise AttributeError(f"the rehearsal has no {self._module}.{name}")
 
 
+def _denied(name: str, *_: object) -> None:
+    raise AttributeError(f"the rehearsal cannot reach {name}")
+
+
 def _copy(module: ModuleType) -> ModuleType:
     """A second instance of a module, which nobody else sees, and which can reach nothing but what it is then given."""
     spec = module.__spec__
     assert spec is not None and spec.loader is not None
     copy = module_from_spec(spec)
-    reach = {"import": True}
-
-    def importing(name: str, *rest: Any) -> Any:
-        return __import__(name, *rest) if reach["import"] or name in _PURE else _Denied(name)
-
-    def opening(*_: object) -> None:
-        raise AttributeError("the rehearsal has no open")
-
-    vars(copy)["__builtins__"] = {**vars(builtins), "__import__": importing, "open": opening}
+    # Functions keep the very dictionary of built-ins that their module was executed with.
+    reach = vars(copy)["__builtins__"] = dict(vars(builtins))
     spec.loader.exec_module(copy)
-    reach["import"] = False
+    reach["__import__"] = reach["open"] = _denied
     for name, value in list(vars(copy).items()):
         if isinstance(value, ModuleType) and name not in _PURE:
             vars(copy)[name] = _Denied(name)
@@ -655,9 +690,10 @@ class _Libc:
         self._r.note("unshare", _flags(flags, "CLONE_"))
         return 0
 
-    def prctl(self, what: int, value: int, *_: int) -> int:
+    def prctl(self, what: int, value: Any, *_: int) -> int:
         name = next(n for n, v in vars(_linux).items() if n.startswith("PR_") and v == what)
-        self._r.note("prctl", name if name.startswith("PR_GET") else f"{name} {value}")
+        text = value if isinstance(value, int) else value.value.decode()  # a c_char_p
+        self._r.note("prctl", name if name.startswith("PR_GET") else f"{name} {text}")
         return 1 if name.startswith("PR_GET") else 0
 
 
@@ -668,24 +704,19 @@ class _Signal:
         self._r = rehearsal
 
     def __getattr__(self, name: str) -> Any:
-        if not name.startswith("SIG"):
+        if not name.startswith("SIG") and name != "NSIG":
             raise AttributeError(f"the rehearsal has no _signal.{name}")
         return getattr(signal, name)
 
     def valid_signals(self) -> Iterable[int]:
         return signal.valid_signals()
 
-    def alarm(self, _seconds: int) -> None:
-        pass  # of the asking child's own
-
     def pthread_sigmask(self, how: int, signals: Iterable[int]) -> None:
         what = "all blocked" if how == signal.SIG_BLOCK else "empty mask" if not tuple(signals) else "set"
         self._r.note("rt_sigprocmask", what)
 
     def signal(self, number: int, _action: object) -> None:
-        self._r.note(
-            "rt_sigaction", f"{signal.Signals(number).name if number < signal.SIGRTMIN else number} to SIG_DFL"
-        )
+        self._r._default_signal(number)
 
 
 class _Os:
@@ -696,7 +727,6 @@ class _Os:
     def __init__(self, rehearsal: _Rehearsal) -> None:
         self._r = rehearsal
         self._left: dict[int, bytes] = {}
-        self._sent: set[int] = set()
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(os, name)
@@ -706,7 +736,7 @@ class _Os:
 
     def _full(self, path: bytes | str, dir_fd: int | None) -> str:
         text = os.fsdecode(path)
-        return text if dir_fd is None else f"{self._r.fds.known[dir_fd][0]}/{text}"
+        return text if dir_fd is None else f"{self._r.fds.known[dir_fd].name}/{text}"
 
     def open(self, path: bytes | str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
         name, r = self._full(path, dir_fd), self._r
@@ -718,7 +748,7 @@ class _Os:
             r.note("openat", f"{name} O_PATH", "again, in this namespace, and compared with what was judged")
         elif flags & os.O_CREAT:
             r.note("openat", f"{name} O_CREAT|O_EXCL {mode:04o}")
-        fd = r.fds.new(name, kind, identity)
+        fd = r.fds.new(_File(name, kind, identity))
         if not flags & (os.O_PATH | os.O_WRONLY | os.O_RDWR) and name.startswith("/proc/"):
             self._left[fd] = r.written.get(raw) or Path(name).read_bytes()
             if raw in r.written and not r.written[raw]:
@@ -727,7 +757,7 @@ class _Os:
         return fd
 
     def read(self, fd: int, _size: int) -> bytes:
-        if fd == self._r.names["link"]:
+        if fd == self._r.link:
             return marshal.dumps(self._r.words.pop(0))
         return self._left.pop(fd, b"")
 
@@ -735,8 +765,8 @@ class _Os:
         return b""
 
     def write(self, fd: int, data: bytes) -> int:
-        name = self._r.fds.known[fd][0]
-        if fd == self._r.names["link"]:
+        name = self._r.fds.known[fd].name
+        if fd == self._r.link:
             self._r.message(bytes(data))
         else:
             short = bytes(data).decode("utf-8", "replace") if len(data) < 80 else f"{len(data)} bytes"
@@ -745,14 +775,15 @@ class _Os:
         return len(data)
 
     def fstat(self, fd: int) -> Any:
-        _, mode, identity = self._r.fds.known[fd]
-        return os.stat_result((mode, identity[1], identity[0], 1, 0, 0, 0, 0, 0, 0))
+        file = self._r.fds.known[fd]
+        device, inode = file.identity
+        return os.stat_result((file.mode, inode, device, 1, 0, 0, file.size, 0, 0, 0))
 
     def close(self, fd: int) -> None:
         pass
 
     def dup(self, fd: int) -> int:
-        return self._r.fds.new(*self._r.fds.known[fd])
+        return self._r.fds.new(self._r.fds.known[fd])
 
     def mkdir(self, path: bytes | str, mode: int, *, dir_fd: int) -> None:
         self._r.note("mkdirat", f"{self._full(path, dir_fd)} {mode:04o}")
@@ -761,14 +792,12 @@ class _Os:
         pass  # the umask undone, for the directory that was just told of
 
     def fchmod(self, fd: int, mode: int) -> None:
-        self._r.note("fchmod", f"{self._r.fds.known[fd][0]} {mode:04o}")
+        self._r.note("fchmod", f"{self._r.fds.known[fd].name} {mode:04o}")
 
-    def sendfile(self, out: int, source: int, _offset: int, _count: int) -> int:
-        if out in self._sent:
-            return 0
-        self._sent.add(out)
-        self._r.note("sendfile", f"{self._r.fds.name(source)} to {self._r.fds.known[out][0]}")
-        return 1
+    def sendfile(self, out: int, source: int, offset: int, _count: int) -> int:
+        if offset == 0:
+            self._r.note("sendfile", f"{self._r.fds.name(source)} to {self._r.fds.known[out].name}")
+        return self._r.fds.known[source].size - offset
 
     def statvfs(self, path: str) -> os.statvfs_result:
         return os.statvfs(path)
@@ -794,18 +823,6 @@ class _Os:
     def set_inheritable(self, fd: int, inheritable: bool) -> None:
         pass
 
-    def pipe2(self, _flags: int) -> tuple[int, int]:
-        return self._r.fds.new("answer"), self._r.fds.new("answer")
-
-    def fork(self) -> int:
-        asked = self._r.plan["questions"]
-        told = sum(call == "ask" for call, *_ in self._r.calls)
-        self._r.note("ask", " ".join(os.fsdecode(word) for word in asked[told]), "of the image, where it is confined")
-        return 1
-
-    def waitpid(self, pid: int, _options: int) -> tuple[int, int]:
-        return pid, 0
-
     def execve(self, image: int | bytes, argv: list[bytes], _env: Mapping[bytes, bytes]) -> None:
         if isinstance(image, bytes):
             self._r.note("execve", os.fsdecode(image), "a canary: it must answer EACCES")
@@ -823,9 +840,9 @@ _WHY = (
     ("unshare", "", "a private view of the host's mounts"),
     ("mount_setattr", "MS_PRIVATE", "what is mounted here does not reach the host"),
     ("mount_setattr", "<clone of", "the guest may execute it; older releases of runsc cannot keep locked flags"),
-    ("mount_setattr", "set MOUNT_ATTR_NOEXEC", "nothing of the host can be executed, gain privilege or be written"),
+    ("mount_setattr", "/ set", "nothing of the host can be executed, gain privilege or be written"),
     ("mount_setattr", "/proc clear", "runsc writes there"),
-    ("mount_setattr", "<new tmpfs> set", "the guest's empty root; nobody can put a program there"),
+    ("mount_setattr", "<new tmpfs> set", "complete: nobody can put anything there any more"),
     ("open_tree", "", "before the host's mounts lose execution"),
     ("move_mount", "/proc/sys/net/core", "older releases take this for the host's network namespace"),
     ("fsopen", "", "reached by descriptor only, until it is attached"),
@@ -836,10 +853,13 @@ _WHY = (
     ("prctl", "PR_SET_PDEATHSIG", "the child ends with its launcher"),
     ("prctl", "PR_SET_DUMPABLE", "the parent looks at the child through /proc"),
     ("prctl", "PR_GET_NO_NEW_PRIVS", "proved, not hoped"),
+    ("prctl", "PR_SET_NAME", "until execve gives it another: a dead process still has its name"),
     ("umask", "", "whatever is made is the caller's alone"),
     ("chdir", "", "the caller's working directory is none of its"),
+    ("rt_sigaction", "SIGCHLD", "ignored, it would have the kernel reap whom the child waits for"),
     ("rt_sigaction", "", "Python ignores some, and execve would keep that"),
     ("rt_sigprocmask", "all", "no handler of the caller's runs in the child"),
+    ("rt_sigprocmask", "empty", "the image sees every signal, and what came meanwhile takes effect now"),
 )
 """Call, what its detail contains, why it is made."""
 

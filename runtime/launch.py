@@ -44,6 +44,7 @@ from nucleus_gvisor.runtime.options import (
 )
 from nucleus_gvisor.runtime.paths import artifact_base, file_id, open_private
 from nucleus_gvisor.runtime.steps import confine, exec_, fail, prepare, resolve, stage
+from nucleus_gvisor.runtime.streams import open_standard_descriptors
 
 LIMITS = {
     resource.RLIMIT_NOFILE: ("RLIMIT_NOFILE", 128),
@@ -84,6 +85,7 @@ class Launch:
         self._held: dict[str, stage.Sealed] = {}
         self._staged: stage.Staged | None = None
         self._plan: dict[str, Any] = {}
+        self._laid_out = False
         self.confined: confine.Confined | None = None
         self._trouble: LaunchError | None = None
         self.machine: LaunchMachine | None = None
@@ -219,9 +221,9 @@ class Launch:
     # ---- Resolve ----
 
     def _look_resolve(self) -> None:
-        _open_standard_descriptors()
-        judge_id(self.container_id)
         _judge_limits()
+        open_standard_descriptors()
+        judge_id(self.container_id)
         options = self.options
         if options.stage is StageMethod.SET and options.confinement is not Confinement.MOUNT_LOCKED:
             raise BadArgument(
@@ -266,7 +268,7 @@ class Launch:
         """A sandbox network needs a namespace of its own: made by mount-locked, or named by the bundle otherwise."""
         if self.options.network_mode is not NetworkMode.SANDBOX:
             return
-        spaces = bundle.config.get("linux", {}).get("namespaces", [])
+        spaces = (bundle.config.get("linux") or {}).get("namespaces") or []
         named = next((s.get("path") for s in spaces if s.get("type") == "network"), None)
         locked = (
             self.options.confinement is Confinement.MOUNT_LOCKED and self.options.enforcement is not Enforcement.OFF
@@ -332,9 +334,10 @@ class Launch:
             confine.refuse_incompatible(self.options)
         assert self._staged is not None
         self._plan = self._child_plan(confinement)
-        if confinement is not Confinement.MOUNT_LOCKED:
+        if confinement is not Confinement.MOUNT_LOCKED and not self._laid_out:
             assert self.place is not None
             confine.lay_out_on_disk(self.place.directory, self._plan)
+            self._laid_out = True
         key = " ".join(f"{name}={digest}" for name, digest in sorted(self._staged.digests.items()))
         self.confined = confine.start(self._plan, key, self.options, fresh=self._fresh)
 
@@ -512,13 +515,6 @@ def _described(file: resolve.JudgedFile) -> dict[str, object]:
         "device": file.snapshot.device,
         "inode": file.snapshot.inode,
     }
-
-
-def _open_standard_descriptors() -> None:
-    """With 0, 1 or 2 closed, the next file opened would become the guest's standard stream."""
-    while (fd := os.open("/dev/null", os.O_RDWR)) <= 2:
-        os.set_inheritable(fd, True)
-    os.close(fd)
 
 
 def _judge_limits() -> None:

@@ -243,7 +243,7 @@ def enter(parent: int, name: bytes, path: bytes, *, create: bool) -> int:
     with calls("Prepare", path):
         if create:
             try:
-                os.mkdir(name, 0o700, dir_fd=parent)
+                make_directory(parent, name)
             except FileExistsError:
                 pass
             except OSError as error:
@@ -265,6 +265,12 @@ def enter(parent: int, name: bytes, path: bytes, *, create: bool) -> int:
                 expected="a directory",
                 hint="name a path without links",
             ) from error
+
+
+def make_directory(parent: int, name: bytes | str) -> None:
+    """A new directory of mode 0700, whatever the umask: under 0777 its own maker could not enter it."""
+    os.mkdir(name, 0o700, dir_fd=parent)
+    os.chmod(name, 0o700, dir_fd=parent)
 
 
 def _exists(parent: int, name: bytes) -> bool:

@@ -12,6 +12,13 @@ from contextlib import suppress
 CHUNK = 1 << 16
 
 
+def open_standard_descriptors() -> None:
+    """With 0, 1 or 2 closed, the next file opened would become the guest's standard stream: /dev/null takes the place."""
+    while (fd := os.open("/dev/null", os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+
+
 class Relay:
     """The three descriptors to give the guest, and the copying behind those that are pipes."""
 

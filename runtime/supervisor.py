@@ -88,6 +88,14 @@ class Supervisor:
         except OSError:
             return None
 
+    def name(self) -> bytes | None:
+        """What the kernel calls it; a dead process keeps its name until it is reaped."""
+        try:
+            with open(f"/proc/{self.pid}/comm", "rb") as file:
+                return file.read().strip()
+        except OSError:
+            return None
+
     def namespace(self, kind: str) -> str | None:
         try:
             return os.readlink(f"/proc/{self.pid}/ns/{kind}")

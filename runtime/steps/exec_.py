@@ -11,7 +11,7 @@ from nucleus_gvisor.runtime import _child, _linux
 from nucleus_gvisor.runtime.options import Confinement
 from nucleus_gvisor.runtime.paths import FileId
 from nucleus_gvisor.runtime.steps.confine import Confined
-from nucleus_gvisor.runtime.supervisor import threads
+from nucleus_gvisor.runtime.supervisor import Supervisor, threads
 
 
 def in_child(confined: Confined, argv: list[bytes], env: dict[bytes, bytes]) -> dict[str, object]:
@@ -26,15 +26,14 @@ def in_child(confined: Confined, argv: list[bytes], env: dict[bytes, bytes]) -> 
     child.tell("exec", argv, env)
     word, *rest = child.hear()
     if word == "executing":
+        named = bool(rest[0])
         word, *rest = child.hear()
         if word == "exec failed":
             number, text = rest
             raise ExecFailed("the image cannot be executed", step="Exec", observed=text) from OSError(number, text)
         executable = child.executable()
         status = child.exit_status()
-        ended = _linux.pidfd_exit_status(child.pidfd) if executable is None and status is None else None
-        exited = os.WIFEXITED(ended) if ended is not None else status is not None and status.si_code == os.CLD_EXITED
-        if executable == image or exited:
+        if executable == image or (executable is None and _ended_as_a_program(child, status, named)):
             child.hang_up()
             return {"pid": child.pid, "image": list(image), "exe_seen": executable == image}
         if executable is not None:
@@ -42,6 +41,18 @@ def in_child(confined: Confined, argv: list[bytes], env: dict[bytes, bytes]) -> 
     status = child.await_exit_status()
     how = f"signal {status.si_status}" if status and status.si_code != os.CLD_EXITED else "it exited"
     raise ChildDied("the child died before execve", step="Exec", observed=how)
+
+
+def _ended_as_a_program(child: Supervisor, status: os.waitid_result | None, named: bool) -> bool:
+    """Did a process that is gone already execute the image first: its name is no longer the one it had before.
+
+    Reaped by the kernel, it has no name; then only a normal exit is sure, which nothing but the image could make.
+    """
+    name = child.name() if named else None
+    if name is not None:
+        return name != _child.WAITING
+    ended = _linux.pidfd_exit_status(child.pidfd) if status is None else None
+    return os.WIFEXITED(ended) if ended is not None else status is not None and status.si_code == os.CLD_EXITED
 
 
 def join(confined: Confined, plan: Mapping[str, Any]) -> None:

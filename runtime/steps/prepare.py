@@ -108,7 +108,7 @@ def _source(path: bytes, target: str, readonly: bool, recursive: bool) -> Source
 def _mount_points(guest: Guest) -> tuple[tuple[str, bool], ...]:
     by_target = {source.target: source for source in guest.sources}
     points = []
-    for index, mount in enumerate(guest.bundle.config["mounts"]):
+    for index, mount in enumerate(guest.bundle.config.get("mounts") or []):
         target = guest.binds.get(index)
         points.append((str(mount["destination"]), target is None or by_target[target].is_directory))
     return tuple(points)

@@ -8,7 +8,7 @@ import re
 import stat
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from nucleus_gvisor.model.errors import (
     BadPath,
@@ -39,7 +39,7 @@ _TARGET = re.compile(rb'(?:^|\s)"?(/[^"\s]*runsc[^"\s/]*)"?(?=\s|$)')
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a file's descriptor says about its bytes; two equal snapshots are of unchanged bytes."""
+    """What a file's descriptor says about its bytes; two equal snapshots are of a file that nobody touched."""
 
     device: int
     inode: int
@@ -51,6 +51,10 @@ class Snapshot:
     def of(cls, fd: int) -> "Snapshot":
         s = os.fstat(fd)
         return cls(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
+
+    def unwritten_since(self, other: "Snapshot") -> bool:
+        """Was nothing written in between, as far as the times tell: removing or renaming the file changes `changed`."""
+        return replace(self, changed=0) == replace(other, changed=0)
 
 
 @dataclass(frozen=True)

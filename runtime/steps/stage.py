@@ -18,13 +18,15 @@ from dataclasses import dataclass
 
 from nucleus_gvisor.model.errors import Changed, LaunchError, NoSpace, PinMismatch, SafetyViolation, StepFailed
 from nucleus_gvisor.runtime import _linux as linux
-from nucleus_gvisor.runtime.paths import calls, enter, file_id
+from nucleus_gvisor.runtime import elf
+from nucleus_gvisor.runtime.paths import calls, enter, file_id, make_directory
 from nucleus_gvisor.runtime.steps.resolve import Judged, JudgedFile, Snapshot
 
 SEALS = linux.F_SEAL_SEAL | linux.F_SEAL_SHRINK | linux.F_SEAL_GROW | linux.F_SEAL_WRITE
 MFD_EXEC = 0x10  # linux/memfd.h, Linux 6.3; without it vm.memfd_noexec=1 makes a memfd that cannot be executed
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 MAX_KEPT = 8
+CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ _lock = threading.Lock()
 def sealed(file: JudgedFile) -> Sealed:
     """The judged file's bytes, sealed. Changed when the file is no longer what was judged."""
     with _lock:
-        if Snapshot.of(file.fd) != file.snapshot:
+        if not _untouched(file):
             raise _changed(file)
         known = _kept.get(file.snapshot)
         if known is None:
@@ -91,6 +93,24 @@ def _changed(file: JudgedFile) -> LaunchError:
     )
 
 
+def _untouched(file: JudgedFile) -> bool:
+    """Is the file as it was judged. Losing its name is no harm: what a package manager does to the old version.
+
+    That changes ctime, as a write with its mtime put back does; so ctime may differ only where the name is gone.
+    """
+    now = Snapshot.of(file.fd)
+    if now == file.snapshot:
+        return True
+    if not now.unwritten_since(file.snapshot):
+        return False
+    # SAFETY: looked at by path, but only to excuse a change of ctime; the bytes come from the descriptor.
+    try:
+        there = os.stat(file.path, follow_symlinks=False)
+    except FileNotFoundError:
+        return True
+    return file_id(there) != (now.device, now.inode)
+
+
 def _memfd() -> int:
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     try:
@@ -115,8 +135,11 @@ def _seal(file: JudgedFile) -> Sealed:
             os.fchmod(fd, 0o555)
             fcntl.fcntl(fd, linux.F_ADD_SEALS, SEALS)
             size = os.fstat(fd).st_size
-            if size != file.snapshot.size or Snapshot.of(file.fd) != file.snapshot:
+            # The times have the grain of a clock tick: a copy that a writer tore shows only in the bytes themselves.
+            if size != file.snapshot.size or not _untouched(file) or not _same_bytes(file.fd, fd, size):
                 raise _changed(file)
+            if problem := elf.fault(fd, size):
+                raise SafetyViolation("the sealed bytes are no program", step="Stage", path=file.path, observed=problem)
             digest = sha256(fd, size)
         if fcntl.fcntl(fd, linux.F_GET_SEALS) & SEALS != SEALS:
             raise SafetyViolation("the memfd is not sealed", step="Stage", path=file.path)
@@ -124,6 +147,18 @@ def _seal(file: JudgedFile) -> Sealed:
     except BaseException:
         os.close(fd)
         raise
+
+
+def _same_bytes(source: int, image: int, size: int) -> bool:
+    """Is what `source` holds now what was copied. It is read, not mapped: truncation would kill a mapping's reader."""
+    with mmap.mmap(image, size, prot=mmap.PROT_READ) as view, memoryview(view) as sealed_bytes:
+        offset = 0
+        while offset < size:
+            piece = os.pread(source, CHUNK, offset)
+            if not piece or sealed_bytes[offset : offset + len(piece)] != piece:
+                return False
+            offset += len(piece)
+    return True
 
 
 def sha256(fd: int, size: int) -> str:
@@ -186,7 +221,7 @@ def _copy(held: dict[str, Sealed], digests: dict[str, str], container: int, path
     stage_fd = -1
     try:
         with calls("Stage", directory):
-            os.mkdir(name, 0o700, dir_fd=allow)
+            make_directory(allow, name)
             stage_fd = enter(allow, name, directory, create=False)
         if os.fstatvfs(stage_fd).f_flag & os.ST_NOEXEC:
             raise StepFailed(
@@ -199,7 +234,7 @@ def _copy(held: dict[str, Sealed], digests: dict[str, str], container: int, path
         image = -1
         for target, item in held.items():
             if "/" in target and not _exists(stage_fd, "gvisor-bin"):
-                os.mkdir("gvisor-bin", 0o700, dir_fd=stage_fd)
+                make_directory(stage_fd, "gvisor-bin")
             fd = _write_copy(item, stage_fd, target, directory)
             if target == "runsc":
                 image = fd
