@@ -29,6 +29,7 @@ FSCONFIG_CMD_CREATE = 6
 FSOPEN_CLOEXEC = FSMOUNT_CLOEXEC = 1
 # linux/fcntl.h
 AT_FDCWD = -100
+AT_SYMLINK_NOFOLLOW = 0x100
 AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
 F_ADD_SEALS, F_GET_SEALS = 1033, 1034
@@ -111,10 +112,14 @@ def mount_setattr(
     _syscall("mount_setattr", fd, path, flags, ctypes.byref(attr), ctypes.sizeof(attr))
 
 
-def open_tree(fd: int, *, recursive: bool = False) -> int:
-    """A detached copy of the mount that O_PATH descriptor `fd` is on, rooted there; open_tree(2), Linux 5.2."""
-    flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
-    return _syscall("open_tree", fd, b"", flags)
+def open_tree(fd: int, path: bytes = b"", *, recursive: bool = False) -> int:
+    """A detached copy of the mount that `path`, or O_PATH descriptor `fd`, is on, rooted there; open_tree(2).
+
+    The last link of `path` is not followed.
+    """
+    how = AT_SYMLINK_NOFOLLOW if path else AT_EMPTY_PATH
+    flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | how | (AT_RECURSIVE if recursive else 0)
+    return _syscall("open_tree", fd, path, flags)
 
 
 def move_mount(mount: int, onto: int) -> None:

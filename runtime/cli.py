@@ -58,7 +58,7 @@ def _complain(error: LaunchError) -> None:
 
 
 def _flush() -> None:
-    """What we have printed goes out before what the guest prints. Started without descriptor 1, Python has no stdout."""
+    """What we have printed goes out before what the guest prints. Without descriptor 1, Python has no stdout."""
     if sys.stdout is not None:
         sys.stdout.flush()
 
@@ -163,13 +163,13 @@ def bundle_of(given: argparse.Namespace) -> OciBundle | Path:
                 observed=" ".join(words) or "--mount, --env or --cwd",
                 expected="nothing beside --bundle",
             )
-        return Path(os.path.abspath(given.bundle))
+        return Path(_absolute(given.bundle))
     if not words:
         raise BadArgument("no command", step="Resolve", expected="-- COMMAND [ARGUMENT...]")
     uid, gid = _user(given.user)
     return OciBundle.build(
         words,
-        rootfs=None if given.rootfs is None else os.path.abspath(given.rootfs),
+        rootfs=None if given.rootfs is None else _absolute(given.rootfs),
         readonly=not given.writable,
         mounts=given.mount,
         env=_environment(given.env),
@@ -206,7 +206,14 @@ def _environment(entries: Sequence[str]) -> dict[str, str] | None:
 
 
 def runtime_of(runsc: str | None) -> GVisorRuntime:
-    return GVisorRuntime.searching() if runsc is None else GVisorRuntime.with_path(os.path.abspath(runsc))
+    return GVisorRuntime.searching() if runsc is None else GVisorRuntime.with_path(_absolute(runsc))
+
+
+def _absolute(path: str | Path) -> str:
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError as error:
+        raise BadArgument("a relative path needs a current directory", step="Resolve", path=path) from error
 
 
 # ---- run ----

@@ -203,12 +203,16 @@ class GVisorRuntime:
         """Where this runtime's runsc lies; None when each launch searches."""
         return self._path
 
-    def release(self, *, enforcement: Enforcement = Enforcement.REQUIRED) -> runsc.Release:
+    def release(
+        self, *, enforcement: Enforcement = Enforcement.REQUIRED, artifact_base: Path | None = None
+    ) -> runsc.Release:
         """What the binary says of itself, asked from its sealed bytes in a confined child, bounded in time.
 
         Raises what a launch raises up to Confined; with enforcement `off` the child is not confined.
         """
-        options = GVisorOciRunOptions(platform=Platform.AUTO, enforcement=enforcement, pin=self._pin)
+        options = GVisorOciRunOptions(
+            platform=Platform.AUTO, enforcement=enforcement, pin=self._pin, artifact_base=artifact_base
+        )
         launch = self._launch(secrets.token_hex(16), OciBundle.build(["true"]), options)
         try:
             return launch.ask()

@@ -13,7 +13,7 @@ CHUNK = 1 << 16
 
 
 def open_standard_descriptors() -> None:
-    """With 0, 1 or 2 closed, the next file opened would become the guest's standard stream: /dev/null takes the place."""
+    """With 0, 1 or 2 closed, the next file opened would be the guest's standard stream: /dev/null goes there."""
     while (fd := os.open("/dev/null", os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)
