@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from nucleus_gvisor.model.states import LaunchState
-from nucleus_gvisor.runtime import _child, _linux, explain
+from nucleus_gvisor.runtime import _child, _linux, explain, rehearsal
 from nucleus_gvisor.runtime.bundle import OciBundle
 from nucleus_gvisor.runtime.cleanup import owner_line, state_component
 from nucleus_gvisor.runtime.options import Confinement, GVisorOciRunOptions, Platform, Program, StageMethod
@@ -146,12 +146,12 @@ def test_the_modules_are_as_they_were(base: Path) -> None:
 
 def test_the_rehearsal_is_strict() -> None:
     """A system call that the rehearsal does not know is an error there, never a real call."""
-    fake = explain._Os(None)  # type: ignore[arg-type]
+    fake = rehearsal._Os(None)  # type: ignore[arg-type]
     for name in ("unlink", "rename", "kill", "posix_spawn", "mknod", "system", "mount"):
         with pytest.raises(AttributeError):
             getattr(fake, name)
     assert fake.O_PATH == os.O_PATH
-    copy = explain._copy(_child)
+    copy = rehearsal._copy(_child)
     with pytest.raises(AttributeError, match=r"no os\.open"):
         copy.defaults.__globals__["_read"](b"/proc/self/status")
     with pytest.raises(AttributeError, match="cannot reach fcntl"):
@@ -164,7 +164,7 @@ def test_a_broken_rehearsal_is_no_short_plan(base: Path, monkeypatch: pytest.Mon
     def unheard(*_: object, **__: object) -> None:
         raise AttributeError("the rehearsal has no such call")
 
-    monkeypatch.setattr(explain._Os, "mkdir", unheard)
+    monkeypatch.setattr(rehearsal._Os, "mkdir", unheard)
     with pytest.raises(RuntimeError, match="no such call"):
         explain.plan(ID, OciBundle.build(["true"]), GVisorOciRunOptions(artifact_base=base))
 
