@@ -1,0 +1,85 @@
+"""One launch in a process of its own; run as `python -c SOURCE JSON`, so that every user can run it.
+
+`before` is Python that spoils the process first. How the launch ended, and what the process is like afterwards, goes
+to the witness's socket: standard output may be part of what was spoilt.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+
+from nucleus_gvisor.model.errors import ExecFailed, LaunchError
+from nucleus_gvisor.runtime import GVisorOciRunOptions, GVisorRuntime, OciBundle
+from nucleus_gvisor.runtime.steps import stage
+
+given = json.loads(sys.argv[1])
+
+
+def launch() -> dict[str, object]:
+    """What became of it, as JSON data."""
+    base = given["artifacts"]
+    try:
+        options = GVisorOciRunOptions(artifact_base=None if base is None else Path(base), **given["options"])
+        runtime = GVisorRuntime.with_path(given["runsc"]) if given["runsc"] else GVisorRuntime.searching()
+        bundle = OciBundle.build(["true"]) if given["bundle"] is None else Path(given["bundle"])
+        if given["in_place"]:
+            runtime.exec_with_oci_bundle_options(given["id"], bundle, options)
+        process = runtime.spawn(given["id"], bundle, options)
+        evidence = [line.evidence for line in process.record.lines]
+        return {"code": process.wait(), "achieved": process.achieved, "evidence": evidence}
+    except LaunchError as error:
+        restricted = isinstance(error, ExecFailed) and error.restricted
+        states = list(getattr(error.record, "states", ()))
+        notes = getattr(error, "__notes__", [])
+        return {**error.as_dict(), "notes": notes, "restricted": restricted, "states": states}
+
+
+def mounts() -> list[str]:
+    """The mounts but those of other tests, which come and go meanwhile."""
+    own = str(Path(given["artifacts"] or "/nonexistent").parent)
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [line for line in lines if own in line or not ("gvisor-tests/" in line or " /run/netns" in line)]
+
+
+def state() -> dict[str, object]:
+    """What a launch could have changed in its caller."""
+    children = [Path(task, "children").read_text() for task in Path("/proc/self/task").iterdir()]
+    mask = os.umask(0)
+    os.umask(mask)
+    try:
+        cwd = os.getcwd()
+    except OSError:
+        cwd = ""
+    stage.forget()  # what a process keeps from one launch to the next
+    descriptors = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            descriptors[name] = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            pass  # the listing's own
+    return {
+        "children": "".join(children).split(),
+        "cwd": cwd,
+        "descriptors": descriptors,
+        "handlers": [str(signal.getsignal(number)) for number in sorted(signal.valid_signals())],
+        "mask": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+        "mounts": mounts(),
+        "namespaces": {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in ("mnt", "net", "pid", "user")},
+        "no_new_privs": "NoNewPrivs:\t1" in Path("/proc/self/status").read_text(),
+        "umask": mask,
+    }
+
+
+exec(given["before"])
+if given["threads"]:
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+before = state()
+outcome = launch()
+after = state()
+with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
+    link.connect(given["witness"])
+    link.sendall(json.dumps({"driver": outcome, "before": before, "after": after}).encode())
