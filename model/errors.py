@@ -52,7 +52,7 @@ class LaunchError(Exception):
         return cause.errno if isinstance(cause, OSError) else None
 
     def __str__(self) -> str:
-        parts = [f"{self.step}: " if self.step else "", shown(self.message)]
+        parts = [f"{shown(self.step)}: " if self.step else "", shown(self.message)]
         if self.path is not None and os.fsdecode(self.path) not in self.message:
             parts.append(f": {shown(self.path)}")
         if self.observed is not None:

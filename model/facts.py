@@ -130,6 +130,8 @@ class Facts:
         residue = values["residue"]
         if not isinstance(residue, list) or not all(isinstance(item, str) for item in residue):
             raise ValueError("facts: residue is not a list of names")
+        if residue != sorted(set(residue)):
+            raise ValueError("facts: residue is not written as a set is")
         values["residue"] = frozenset(residue)
         for name, domain in DOMAINS.items():
             # JSON's 1 equals True in Python; the specification's TRUE is not a number.

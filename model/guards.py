@@ -48,7 +48,7 @@ def SourceUnchanged(f: Facts) -> bool:
     return f.held == "trusted"
 
 
-def PinHonoured(f: Facts) -> bool:
+def PinAgrees(f: Facts) -> bool:
     return f.pin != "mismatch"
 
 
@@ -119,10 +119,14 @@ def MaySkip(f: Facts) -> bool:
     return not Asked(f) or (f.enforcement == "best_effort" and not CanConfine(f))
 
 
+def ConfinedAsAsked(f: Facts) -> bool:
+    """What was asked for is in force, and was shown from inside."""
+    return f.confined == f.confinement and f.proved
+
+
 def Evidenced(f: Facts) -> bool:
     """The evidence of every earlier step is there."""
-    confined = f.confined == f.confinement and f.proved
-    return f.staged == "trusted" and f.lock == "ours" and f.fit and (confined or f.enforcement != "required")
+    return f.staged == "trusted" and f.lock == "ours" and f.fit and (ConfinedAsAsked(f) or not Required(f))
 
 
 def ExecvePermitted(f: Facts) -> bool:
@@ -135,10 +139,6 @@ def CallsWork(f: Facts) -> bool:
 
 def GuestNotYet(f: Facts) -> bool:
     return f.guest == "none"
-
-
-def Dead(f: Facts) -> bool:
-    return not f.alive
 
 
 def HasResidue(f: Facts) -> bool:

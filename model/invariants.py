@@ -37,7 +37,8 @@ def FailedLeavesNothing(f: Facts) -> bool:
     """A failed launch holds nothing, and leaves nothing on disk unless it says so."""
     if f.state != S.FAILED:
         return True
-    return f.lock != "ours" and f.staged == "nothing" and (f.residue == frozenset() or f.cause == "left_behind")
+    empty = f.lock != "ours" and f.held == "nothing" and f.staged == "nothing" and f.confined == "none"
+    return empty and (f.residue == frozenset() or f.cause == "left_behind")
 
 
 def CauseIffFailed(f: Facts) -> bool:

@@ -20,7 +20,7 @@ from nucleus_gvisor.model.environment import explains
 from nucleus_gvisor.model.errors import GuardRefused, LaunchError, SafetyViolation, StepFailed
 from nucleus_gvisor.model.facts import Facts
 from nucleus_gvisor.model.invariants import violated
-from nucleus_gvisor.model.record import GENESIS, TransitionRecord
+from nucleus_gvisor.model.record import GENESIS, TransitionRecord, parse
 from nucleus_gvisor.model.replay import fold
 from nucleus_gvisor.model.states import LaunchState
 from nucleus_gvisor.model.steps import Steps
@@ -136,19 +136,29 @@ class LaunchMachine:
         added to the first as a note.
         """
         row = failure_row(self.state, error.cause)
+        # An error that does not fit what was asked for is a fault, whatever it says.
+        fits = row.cause == error.cause and self._fits(row, error.shows)
         try:
-            self.fire(row.action, error.shows if row.cause == error.cause else StepFailed.shows)
-        except LaunchError as second:
+            self.fire(row.action if fits else "FailFault", error.shows if fits else StepFailed.shows)
+        except Exception as second:
             error.add_note(f"while unwinding: {second}")
             dirty = bool(self.facts.residue)
             self.fire("FailDirty" if dirty else "FailFault", StepFailed.shows)
+
+    def _fits(self, row: Row, shows: Mapping[str, object]) -> bool:
+        facts = self.facts.seen(shows)
+        return explains(self.facts, facts) is not None and all(guard(facts) for guard in row.guards)
 
     # ---- callbacks of the machine, in the order in which they run ----
 
     def _observe(self, row: Row, _: EventData) -> None:
         facts = self._holder.facts
         seen = {**self._steps.observe(row.action, facts), **self._told}
-        if explains(facts, facts.seen(seen)) is None:
+        try:
+            explained = explains(facts, facts.seen(seen)) is not None
+        except (ValueError, TypeError) as error:
+            raise SafetyViolation(f"observed what cannot be: {error}", step=row.action, observed=seen) from error
+        if not explained:
             raise SafetyViolation("observed what nothing in the environment does", step=row.action, observed=seen)
         self._seen = seen
 
@@ -163,12 +173,17 @@ class LaunchMachine:
         after = row.after(before)
         if broken := violated(before, after):
             raise SafetyViolation(f"{row.action} would violate {', '.join(broken)}", step=row.action)
-        if row.action == "Exec" and fold(self._records) != self._holder.facts:
-            # Whoever bent our own data to get here has not passed the steps that the records show.
-            raise SafetyViolation("the facts are not those that the records lead to", step=row.action)
+        if row.action == "Exec":
+            self._check_evidence()
         evidence = self._steps.perform(row.action, before, after)
         self._commit(row.action, before, after, self._seen, evidence)
         self._holder.pending = after
+
+    def _check_evidence(self) -> None:
+        """Whoever bent our own data to get here has not passed the steps that the records show."""
+        ours = [(record.launch, record.container) for record in self._records[:1]] == [self._identity]
+        if not ours or fold(self._records) != self._holder.facts:
+            raise SafetyViolation("the facts are not those that this launch's records lead to", step="Exec")
 
     def _commit(
         self, action: str, before: Facts, after: Facts, seen: Mapping[str, object], evidence: Mapping[str, object]
@@ -188,6 +203,11 @@ class LaunchMachine:
             ms=round((time.perf_counter() - self._began) * 1000, 3),
             prev=self._records[-1].digest() if self._records else GENESIS,
         )
+        try:
+            # What is kept is what a reader of the line will have, and no later change to the step's own data.
+            record = parse(record.line(), record.seq)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise StepFailed("the evidence cannot be recorded", step=action, observed=str(error)) from error
         self._sink(record)
         self._records = (*self._records, record)
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from nucleus_gvisor.model.environment import explains
 from nucleus_gvisor.model.errors import RecordRejected
-from nucleus_gvisor.model.facts import OPTIONS, Facts
+from nucleus_gvisor.model.facts import DOMAINS, OPTIONS, WORLD, Facts
 from nucleus_gvisor.model.invariants import violated
 from nucleus_gvisor.model.record import GENESIS, TransitionRecord
 from nucleus_gvisor.model.states import TERMINAL
@@ -25,6 +25,13 @@ def _follow(before: Facts, record: TransitionRecord) -> Facts:
         raise ValueError(f"{record.action} is not an action")
     if record.source != before.state or before.state not in row.sources:
         raise ValueError(f"{record.action} is not offered in {before.state}")
+    # `available` is an observation's word; a record has the variable's own.
+    if strange := set(record.seen) - WORLD:
+        raise ValueError(f"not observable: {', '.join(sorted(strange))}")
+    for name, value in record.seen.items():
+        # Python's 0 equals False, and the specification's FALSE is no number.
+        if not isinstance(value, str | bool) or value not in DOMAINS[name]:
+            raise ValueError(f"{name} = {value!r} is nothing that can be seen")
     seen = before.seen(record.seen)
     if explains(before, seen) is None:
         raise ValueError(f"nothing in the environment does {dict(record.seen)} in {before.state}")
@@ -60,7 +67,8 @@ def fold(records: Iterable[TransitionRecord]) -> Facts:
                 raise ValueError("a line of another launch")
             if facts is None:
                 facts = Facts.from_dict(record.facts)
-                if record.action != "Init" or record.seen or not initial(facts):
+                stands = record.source == record.dest == facts.state
+                if record.action != "Init" or record.seen or not stands or not initial(facts):
                     raise ValueError("does not begin as a launch begins")
             else:
                 facts = _follow(facts, record)

@@ -66,7 +66,8 @@ def _confine(f: Facts) -> Facts:
 
 
 def _guest(f: Facts) -> Facts:
-    return replace(f, guest="running" if g.Compatible(f) or f.confined == "none" else "stuck")
+    """The world's rule, not the guard's: a process under Landlock cannot mount, and runsc must."""
+    return replace(f, guest="stuck" if f.program == "runsc" and f.confined == "landlock" else "running")
 
 
 def _unwind(f: Facts) -> Facts:
@@ -92,11 +93,11 @@ FORWARD = (
         lambda f: replace(f, held=f.path)),
     Row("Prepare", (S.RESOLVED,), S.PREPARED, (g.Alive, g.BaseSound, g.BundleSound, g.LockFree),
         lambda f: replace(f, base="private", lock="ours", residue=f.residue | {"directory"})),
-    Row("StageSealed", (S.PREPARED,), S.STAGED, (g.Alive, g.UsesSealed, g.SourceUnchanged, g.PinHonoured), _stage),
-    Row("StageSet", (S.PREPARED,), S.STAGED, (g.Alive, g.UsesSet, g.SourceUnchanged, g.PinHonoured), _stage),
+    Row("StageSealed", (S.PREPARED,), S.STAGED, (g.Alive, g.UsesSealed, g.SourceUnchanged, g.PinAgrees), _stage),
+    Row("StageSet", (S.PREPARED,), S.STAGED, (g.Alive, g.UsesSet, g.SourceUnchanged, g.PinAgrees), _stage),
     Row("StageCopy", (S.PREPARED,), S.STAGED,
-        (g.Alive, g.UsesCopy, g.SourceUnchanged, g.PinHonoured, g.SpaceLeft), _stage_copy),
-    Row("StageStore", (S.PREPARED,), S.STAGED, (g.Alive, g.UsesStore, g.SourceUnchanged, g.PinHonoured), _stage),
+        (g.Alive, g.UsesCopy, g.SourceUnchanged, g.PinAgrees, g.SpaceLeft), _stage_copy),
+    Row("StageStore", (S.PREPARED,), S.STAGED, (g.Alive, g.UsesStore, g.SourceUnchanged, g.PinAgrees), _stage),
     Row("ConfineLocked", (S.STAGED,), S.CONFINED,
         (g.Alive, g.Fit, g.Asked, g.WantsLocked, g.Available, g.Holds), _confine),
     Row("ConfineLandlock", (S.STAGED,), S.CONFINED,
@@ -114,7 +115,7 @@ FAILURES = (
     _fail("FailBundle", "bad_bundle", S.RESOLVED, Not(g.BundleSound)),
     _fail("FailBusy", "busy", S.RESOLVED, g.LockTheirs),
     _fail("FailChanged", "changed", S.PREPARED, Not(g.SourceUnchanged)),
-    _fail("FailPin", "pin_mismatch", S.PREPARED, Not(g.PinHonoured)),
+    _fail("FailPin", "pin_mismatch", S.PREPARED, Not(g.PinAgrees)),
     _fail("FailSpace", "no_space", S.PREPARED, Not(g.SpaceLeft)),
     _fail("FailUnfit", "unfit", S.STAGED, Not(g.Fit)),
     _fail("FailIncompatible", "incompatible", S.STAGED, g.Required, Not(g.Compatible)),

@@ -1,0 +1,822 @@
+"""Judge a launcher against the specification: its state graph, walks over every step of it, and a verdict per step.
+
+Any launcher can be judged. It is wrapped in a `Driver`, of some thirty lines, that can begin a launch, have it take an
+action, do to it what the environment does, and say what the operating system shows. Then
+
+    report = judge(driver, cover(explore()))
+    print(report.table())
+
+walks it through the graph and compares, after each step, what is seen with what the specification says. `examine` does
+the same and finds ways around what failed. `state_machine` lets Hypothesis look for sequences that break it; they are
+shortened and saved as ITF traces (the Informal Trace Format of Apalache), which `replay` takes a driver along again.
+
+Pure: nothing here touches the host. Hypothesis is imported by `state_machine` alone (the extra `conformance`).
+"""
+
+import json
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from nucleus_gvisor.model.environment import DISTURBANCES, kill
+from nucleus_gvisor.model.errors import LaunchError
+from nucleus_gvisor.model.facts import NAMES, Facts
+from nucleus_gvisor.model.invariants import violated
+from nucleus_gvisor.model.machine import LaunchMachine, fresh
+from nucleus_gvisor.model.steps import NoSteps
+from nucleus_gvisor.model.table import ROWS
+
+ENVIRONMENT = (*(d.action for d in DISTURBANCES), "Kill")
+"""What is done to a launch; everything in ROWS is what it, or somebody after it, does."""
+
+# ---- the graph ----
+
+
+class Node(NamedTuple):
+    """A state of the specification: its variables, and how often the environment may still act."""
+
+    facts: Facts
+    budget: int
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """One step: `action` leads from `source` to `target`. Where it is not `offered`, it must lead nowhere."""
+
+    source: Node
+    action: str
+    target: Node
+    offered: bool = True
+
+    def __str__(self) -> str:
+        facts = self.source.facts
+        usual = Facts(state=facts.state)
+        told = [f"{name}={_shown(value)}" for name, value in facts.as_dict().items() if value != getattr(usual, name)]
+        place = f"{facts.state.value} ({', '.join(told)})" if told else facts.state.value
+        return f"{self.action} at {place}" if self.offered else f"{self.action}, not offered at {place}"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """All states that can be reached, those that a launch may begin in, and every step."""
+
+    nodes: tuple[Node, ...]
+    initial: tuple[Node, ...]
+    edges: tuple[Edge, ...]
+
+    def steps(self) -> Mapping[Node, tuple[Edge, ...]]:
+        """For each node the steps that leave it."""
+        found: dict[Node, list[Edge]] = {node: [] for node in self.nodes}
+        for edge in self.edges:
+            found[edge.source].append(edge)
+        return {node: tuple(edges) for node, edges in found.items()}
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A launch from its beginning, step by step."""
+
+    begin: Node
+    edges: tuple[Edge, ...]
+
+    @property
+    def actions(self) -> tuple[str, ...]:
+        return tuple(edge.action for edge in self.edges)
+
+
+def ask(enforcement: str, confinement: str, method: str, program: str, pin: str, budget: int) -> Node:
+    """A launch as it begins: what is asked for, and how often the environment may act."""
+    facts = fresh(enforcement=enforcement, confinement=confinement, method=method, program=program, pin=pin)
+    return Node(facts, budget)
+
+
+def usual_launches() -> tuple[Node, ...]:
+    """The launches of `spec/MCGVisorRuntime.tla`, with its bounds: `explore` then gives the committed graph."""
+    enforcements = ("required", "best_effort", "off")
+    confine = [ask(e, "mount-locked", "sealed", "runsc", "none", 1) for e in enforcements]
+    confine += [ask(e, "landlock", "sealed", p, "none", 1) for e in enforcements for p in ("runsc", "plain")]
+    confine += [ask("required", "mount-locked", "sealed", "plain", "none", 1)]
+    stage = [
+        ask("required", "mount-locked", method, "runsc", pin, 2 if (method, pin) == ("copy", "match") else 1)
+        for method in ("sealed", "set", "copy", "store")
+        for pin in ("none", "match")
+    ]
+    return tuple(dict.fromkeys([*confine, *stage]))
+
+
+def offered(facts: Facts) -> dict[str, Facts]:
+    """What the launcher, or somebody after it, may do now, and where it leads. Spec: GVisorRuntime!System."""
+    rows = (row for row in ROWS.values() if facts.state in row.sources and all(guard(facts) for guard in row.guards))
+    return {row.action: row.after(facts) for row in rows}
+
+
+def possible(facts: Facts) -> dict[str, Facts]:
+    """What the environment may do now, and where it leads. Spec: GVisorRuntime!Environment."""
+    found = {d.action: d.after(facts) for d in DISTURBANCES if d.possible(facts)}
+    dead = kill(facts)
+    return found if dead is None else {**found, "Kill": dead}
+
+
+def successors(node: Node) -> tuple[Edge, ...]:
+    """The steps that leave `node`."""
+    edges = [Edge(node, action, Node(facts, node.budget)) for action, facts in offered(node.facts).items()]
+    if node.budget:
+        edges += [Edge(node, action, Node(facts, node.budget - 1)) for action, facts in possible(node.facts).items()]
+    return tuple(edges)
+
+
+def explore(launches: Iterable[Node] | None = None) -> Graph:
+    """Everything that can happen to `launches`, by default to those of `usual_launches`."""
+    initial = tuple(usual_launches() if launches is None else launches)
+    edges: list[Edge] = []
+    seen = dict.fromkeys(initial)
+    queue = deque(initial)
+    while queue:
+        for edge in successors(queue.popleft()):
+            edges.append(edge)
+            if edge.target not in seen:
+                seen[edge.target] = None
+                queue.append(edge.target)
+    return Graph(tuple(seen), initial, tuple(edges))
+
+
+def refusals(node: Node) -> tuple[Edge, ...]:
+    """Every action of the launcher that is not offered in `node`; it must be refused, and change nothing."""
+    may = offered(node.facts)
+    return tuple(Edge(node, action, node, offered=False) for action in ROWS if action not in may)
+
+
+def cover(graph: Graph, wanted: Collection[Edge] | None = None, avoid: Collection[Edge] = ()) -> tuple[Walk, ...]:
+    """Walks that together take every edge of `wanted` (default: all), none of `avoid`, as far as they can be reached.
+
+    Each goes on to the nearest edge that no walk has taken yet, and ends where none is ahead: few beginnings, little
+    trodden twice.
+    """
+    ways = _Ways(graph, graph.edges if wanted is None else wanted, avoid)
+    walks = []
+    for begin in graph.initial:
+        while edges := ways.walk(begin):
+            walks.append(Walk(begin, edges))
+    return tuple(walks)
+
+
+class _Ways:
+    """The edges still wanted, and shortest ways to them. Nodes by number: to hash one is dear."""
+
+    def __init__(self, graph: Graph, wanted: Collection[Edge], avoid: Collection[Edge]) -> None:
+        self._number = {node: number for number, node in enumerate(graph.nodes)}
+        self._out: list[list[tuple[int, Edge, int]]] = [[] for _ in graph.nodes]
+        self._wanted: set[int] = set()
+        chosen, shunned = set(wanted), set(avoid)
+        for place, edge in enumerate(graph.edges):
+            if edge not in shunned:
+                self._out[self._number[edge.source]].append((place, edge, self._number[edge.target]))
+                if edge in chosen:
+                    self._wanted.add(place)
+
+    def walk(self, begin: Node) -> tuple[Edge, ...]:
+        here, taken = self._number[begin], []
+        while way := self._nearest(here):
+            for place, edge, target in way:
+                self._wanted.discard(place)
+                taken.append(edge)
+                here = target
+        return tuple(taken)
+
+    def _nearest(self, here: int) -> list[tuple[int, Edge, int]]:
+        """The way to the nearest wanted edge and over it; of several, over the one after which most can happen."""
+        came: dict[int, tuple[int, tuple[int, Edge, int]]] = {}
+        layer, seen = [here], {here}
+        while layer:
+            found = [(node, step) for node in layer for step in self._out[node] if step[0] in self._wanted]
+            if found:
+                node, step = max(found, key=lambda pair: len(self._out[pair[1][2]]))
+                way = [step]
+                while node != here:
+                    node, step = came[node]
+                    way.append(step)
+                return way[::-1]
+            following = []
+            for node in layer:
+                for step in self._out[node]:
+                    if step[2] not in seen:
+                        seen.add(step[2])
+                        came[step[2]] = (node, step)
+                        following.append(step[2])
+            layer = following
+        return []
+
+
+def sample(graph: Graph, avoid: Collection[Edge] = ()) -> tuple[Walk, ...]:
+    """Few walks, without `avoid`, that go through each launch undisturbed and take each action at least once."""
+    shunned, first = set(avoid), dict[str, Edge]()
+    edges = [edge for edge in graph.edges if edge not in shunned]
+    for edge in edges:
+        first.setdefault(edge.action, edge)
+    ends = [edge for edge in edges if edge.action == "GuestStarts" and edge.source.budget == _most(graph, edge)]
+    return cover(graph, [*ends, *first.values()], avoid)
+
+
+def _most(graph: Graph, edge: Edge) -> int:
+    """The budget of the launch that `edge` belongs to: what an undisturbed launch has still."""
+    asked = _asked(edge.source.facts)
+    return max((node.budget for node in graph.initial if _asked(node.facts) == asked), default=0)
+
+
+def _asked(f: Facts) -> tuple[object, ...]:
+    return f.enforcement, f.confinement, f.method, f.program, f.pin != "none"
+
+
+# ---- drivers ----
+
+
+class Refused(Exception):
+    """Raised by a driver when its launcher does not take the action that it was asked for. So does any LaunchError."""
+
+
+class Unsupported(Exception):
+    """Raised by a driver for what it cannot do to its launcher or has no way to see; the text says why."""
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """An observation that tells values apart only so far: the variable has one of `values`."""
+
+    values: frozenset[object]
+
+    def __str__(self) -> str:
+        return " or ".join(sorted(map(_shown, self.values)))
+
+
+def one_of(*values: object) -> OneOf:
+    """`OneOf` these."""
+    return OneOf(frozenset(values))
+
+
+class Driver(Protocol):
+    """A launcher as it is judged. An object may be used for many launches, one after the other."""
+
+    def reset(self, facts: Facts) -> None:
+        """Forget the last launch, and begin one with the options of `facts` in a world where nothing is wrong."""
+        ...
+
+    def fire(self, action: str) -> None:
+        """Have the launcher take `action`; Refused or a LaunchError when it does not, Unsupported when it cannot."""
+        ...
+
+    def disturb(self, action: str) -> None:
+        """Do what the environment's `action` says, really; Unsupported where that cannot be done."""
+        ...
+
+    def observe(self) -> Mapping[str, object]:
+        """Variables of the specification as the operating system shows them; leave out what it does not show.
+
+        A value may be a `OneOf`. Nothing here may come from what the launcher believes of itself.
+        """
+        ...
+
+
+class ModelDriver:
+    """The specification itself as a driver: the pure machine. What it is compared with must agree with it."""
+
+    def reset(self, facts: Facts) -> None:
+        self._machine = LaunchMachine(facts, NoSteps())
+        self._told: dict[str, object] = {}
+
+    def fire(self, action: str) -> None:
+        self._machine.fire(action, self._told)
+        self._told = {}
+
+    def disturb(self, action: str) -> None:
+        after = possible(self._facts).get(action)
+        if after is None:
+            raise Refused(f"{action} cannot happen here")
+        if action == "Kill":
+            self._machine, self._told = LaunchMachine(after, NoSteps()), {}
+        else:
+            event = next(d for d in DISTURBANCES if d.action == action)
+            self._told[event.field] = event.new
+
+    def observe(self) -> Mapping[str, object]:
+        return self._facts.as_dict()
+
+    @property
+    def _facts(self) -> Facts:
+        return self._machine.facts.seen(self._told)
+
+
+# ---- verdicts ----
+
+
+class Verdict(StrEnum):
+    """What became of a step."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    UNSUPPORTED = "unsupported"
+    """The driver cannot do it."""
+    UNREACHED = "unreached"
+    """An earlier step of every walk that leads there did not pass."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The verdict on one edge, and the first difference where there is one."""
+
+    edge: Edge
+    verdict: Verdict
+    variable: str = ""
+    expected: object = None
+    observed: object = None
+    breaks: tuple[str, ...] = ()
+    """Properties of the specification that what was observed breaks, by name."""
+    why: str = ""
+    """What the driver or the launcher said."""
+    path: tuple[str, ...] = ()
+    """The actions before it."""
+
+    def __str__(self) -> str:
+        text = f"{self.verdict.value}: {self.edge}"
+        if self.variable:
+            text += f": {self.variable} is {_shown(self.observed)}, expected {_shown(self.expected)}"
+        if self.breaks:
+            text += f", breaks {', '.join(self.breaks)}"
+        if self.why:
+            text += f": {self.why}"
+        return text + (f" (after {', '.join(self.path)})" if self.path else "")
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain JSON data."""
+        return {
+            "action": self.edge.action,
+            "source": self.edge.source.facts.as_dict(),
+            "offered": self.edge.offered,
+            "verdict": self.verdict.value,
+            "variable": self.variable or None,
+            "expected": _plain(self.expected),
+            "observed": _plain(self.observed),
+            "breaks": list(self.breaks),
+            "why": self.why or None,
+            "path": list(self.path),
+        }
+
+
+@dataclass
+class Report:
+    """What `judge` found, edge by edge; refusals apart, because they are no edges."""
+
+    findings: dict[Edge, Finding] = field(default_factory=dict)
+    refusals: dict[Edge, Finding] = field(default_factory=dict)
+    asked: set[Node] = field(default_factory=set)
+    """Nodes whose refusals have been asked for."""
+    walks: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+
+    def of(self, *verdicts: Verdict) -> tuple[Finding, ...]:
+        """The findings on edges and refusals with one of these verdicts, in the order in which they were made."""
+        return tuple(f for f in (*self.findings.values(), *self.refusals.values()) if f.verdict in verdicts)
+
+    @property
+    def faults(self) -> tuple[Finding, ...]:
+        """What the launcher does otherwise than the specification."""
+        return self.of(Verdict.FAILED)
+
+    @property
+    def conforms(self) -> bool:
+        """Did every edge and refusal pass; what is unsupported or unreached has not."""
+        return bool(self.findings) and not self.of(Verdict.FAILED, Verdict.UNSUPPORTED, Verdict.UNREACHED)
+
+    def counts(self, findings: Mapping[Edge, Finding] | None = None) -> Counter[Verdict]:
+        """How many edges got which verdict."""
+        return Counter(f.verdict for f in (self.findings if findings is None else findings).values())
+
+    def table(self, limit: int = 20) -> str:
+        """For reading: a line for each action with its counts, then the first `limit` differences."""
+        by_action: dict[str, Counter[Verdict]] = {}
+        for edge, finding in self.findings.items():
+            by_action.setdefault(edge.action, Counter())[finding.verdict] += 1
+        rows = [(action, *(str(by_action[action][v] or "") for v in Verdict)) for action in sorted(by_action)]
+        totals, refused = self.counts(), self.counts(self.refusals)
+        rows.append(("all edges", *(str(totals[v]) for v in Verdict)))
+        if self.refusals:
+            rows.append(("refusals", *(str(refused[v]) for v in Verdict)))
+        head = ("action", *(v.value for v in Verdict))
+        widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
+        rest = [str(f) for f in self.of(Verdict.FAILED, Verdict.UNSUPPORTED)]
+        more = [f"... and {len(rest) - limit} more"] if len(rest) > limit else []
+        said = f"{self.walks} walks, {self.steps} steps, {self.seconds:.1f} s"
+        return "\n".join(line.rstrip() for line in [*lines, said, *rest[:limit], *more])
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain JSON data: counts, and every finding that did not pass."""
+        return {
+            "conforms": self.conforms,
+            "edges": {v.value: n for v, n in self.counts().items()},
+            "refusals": {v.value: n for v, n in self.counts(self.refusals).items()},
+            "walks": self.walks,
+            "steps": self.steps,
+            "seconds": round(self.seconds, 3),
+            "findings": [f.as_dict() for f in self.of(Verdict.FAILED, Verdict.UNSUPPORTED, Verdict.UNREACHED)],
+        }
+
+    def json(self) -> str:
+        """`as_dict` as text."""
+        return json.dumps(self.as_dict(), indent=1)
+
+
+# ---- judging ----
+
+Chooser = Callable[[Edge], bool]
+
+
+def everything(_: Edge) -> bool:
+    """The chooser for every refusal."""
+    return True
+
+
+def judge(
+    driver: Driver, walks: Iterable[Walk], *, refuse: Chooser | None = None, into: Report | None = None
+) -> Report:
+    """Take `driver` along `walks`, and say of each edge whether it does and shows what the specification says.
+
+    An edge that has passed once and fails in another walk has failed. After a step that did not pass, the rest of its
+    walk is left out. `refuse` chooses the refusals to ask for, once in each node (`everything` for all of them).
+    """
+    report = Report() if into is None else into
+    began = time.perf_counter()
+    for walk in walks:
+        report.walks += 1
+        _Judgement(driver, walk, report, refuse).go()
+    report.seconds += time.perf_counter() - began
+    return report
+
+
+def examine(driver: Driver, graph: Graph, *, refuse: Chooser | None = None) -> Report:
+    """`judge` over the whole graph; what lies behind an edge that did not pass is reached by other ways if there are.
+
+    Each edge of the graph has a finding afterwards.
+    """
+    report = Report()
+    while True:
+        settled = [e for e, f in report.findings.items() if f.verdict is not Verdict.UNREACHED]
+        barred = [e for e in settled if report.findings[e].verdict is not Verdict.PASSED]
+        walks = cover(graph, set(graph.edges) - set(settled), avoid=barred)
+        if not walks:
+            break
+        judge(driver, walks, refuse=refuse, into=report)
+    for edge in graph.edges:
+        report.findings.setdefault(edge, Finding(edge, Verdict.UNREACHED))
+    return report
+
+
+class _Judgement:
+    """One walk."""
+
+    def __init__(self, driver: Driver, walk: Walk, report: Report, refuse: Chooser | None) -> None:
+        self._driver, self._walk, self._report, self._refuse = driver, walk, report, refuse
+        self._path: list[str] = []
+
+    def go(self) -> None:
+        self._driver.reset(self._walk.begin.facts)
+        if not self._look_at(self._walk.begin):
+            self._give_up(self._walk.edges)
+            return
+        for number, edge in enumerate(self._walk.edges):
+            self._report.steps += 1
+            finding = self._take(edge)
+            into = self._report.findings if edge.offered else self._report.refusals
+            known = into.get(edge)
+            if known is None or known.verdict in (Verdict.PASSED, Verdict.UNREACHED):
+                into[edge] = finding
+            self._path.append(edge.action)
+            if finding.verdict is not Verdict.PASSED or not self._look_at(edge.target):
+                self._give_up(self._walk.edges[number + 1 :])
+                return
+
+    def _give_up(self, edges: Iterable[Edge]) -> None:
+        for edge in edges:
+            into = self._report.findings if edge.offered else self._report.refusals
+            into.setdefault(edge, Finding(edge, Verdict.UNREACHED, path=tuple(self._path)))
+
+    def _take(self, edge: Edge) -> Finding:
+        """Take one step and compare."""
+        if not edge.offered:
+            finding = self._asked(edge)
+            return self._compared(edge) if finding.verdict is Verdict.PASSED else finding
+        try:
+            take = self._driver.disturb if edge.action in ENVIRONMENT else self._driver.fire
+            take(edge.action)
+        except Unsupported as error:
+            return self._finding(edge, Verdict.UNSUPPORTED, why=str(error))
+        except (Refused, LaunchError) as error:
+            return self._finding(edge, Verdict.FAILED, why=f"refused: {error}")
+        return self._compared(edge)
+
+    def _asked(self, edge: Edge) -> Finding:
+        """Ask for what is not offered; whether anything changed is for the caller to see."""
+        try:
+            self._driver.fire(edge.action)
+        except Unsupported as error:
+            return self._finding(edge, Verdict.UNSUPPORTED, why=str(error))
+        except (Refused, LaunchError):
+            return self._finding(edge, Verdict.PASSED)
+        return self._finding(edge, Verdict.FAILED, why="not refused", seen=self._driver.observe())
+
+    def _compared(self, edge: Edge) -> Finding:
+        seen = self._driver.observe()
+        verdict = Verdict.PASSED if difference(edge.target.facts, seen) is None else Verdict.FAILED
+        return self._finding(edge, verdict, seen=seen)
+
+    def _finding(
+        self, edge: Edge, verdict: Verdict, *, why: str = "", seen: Mapping[str, object] | None = None
+    ) -> Finding:
+        facts, path = edge.target.facts, tuple(self._path)
+        if verdict is not Verdict.FAILED or seen is None:
+            return Finding(edge, verdict, why=why, path=path)
+        variable, expected, observed = difference(facts, seen) or ("", None, None)
+        return Finding(edge, verdict, variable, expected, observed, _broken(edge, seen), why, path)
+
+    def _look_at(self, node: Node) -> bool:
+        """Ask for the refusals in `node` that no walk has asked for; False when the launch cannot go on."""
+        if self._refuse is None or node in self._report.asked:
+            return True
+        self._report.asked.add(node)
+        findings = [self._asked(edge) for edge in refusals(node) if self._refuse(edge)]
+        passed = [finding.edge for finding in findings if finding.verdict is Verdict.PASSED]
+        if passed and difference(node.facts, seen := self._driver.observe()) is not None:
+            why = "refused, and something changed all the same; by this action or another that was asked for here"
+            findings = [self._finding(edge, Verdict.FAILED, why=why, seen=seen) for edge in passed]
+        self._report.refusals |= {finding.edge: finding for finding in findings}
+        return all(finding.verdict is not Verdict.FAILED for finding in findings)
+
+
+def difference(facts: Facts, seen: Mapping[str, object]) -> tuple[str, object, object] | None:
+    """The first variable that is seen otherwise than `facts` have it: its name, expected, observed."""
+    if strange := set(seen) - NAMES:
+        raise ValueError(f"not variables of the specification: {', '.join(sorted(strange))}")
+    for name, expected in facts.as_dict().items():
+        if name in seen and not _agrees(expected, seen[name]):
+            return name, expected, seen[name]
+    return None
+
+
+def _agrees(expected: object, seen: object) -> bool:
+    if isinstance(seen, OneOf):
+        return expected in seen.values
+    if isinstance(expected, list):
+        return isinstance(seen, Collection) and sorted(seen) == expected
+    return type(seen) is not int and seen == expected
+
+
+def _broken(edge: Edge, seen: Mapping[str, object]) -> tuple[str, ...]:
+    """Properties that do not hold once what was seen is put in place of what was expected."""
+    certain = {name: value for name, value in seen.items() if not isinstance(value, OneOf)}
+    if "residue" in certain:
+        certain["residue"] = frozenset(certain["residue"])  # type: ignore[call-overload]
+    return tuple(violated(edge.source.facts, replace(edge.target.facts, **certain)))  # type: ignore[arg-type]
+
+
+def _shown(value: object) -> str:
+    return str(value) if isinstance(value, str | OneOf) else json.dumps(_plain(value))
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, OneOf):
+        return {"one_of": sorted(map(_shown, value.values))}
+    if isinstance(value, frozenset | set | tuple):
+        return sorted(value)
+    return value if value is None or isinstance(value, str | bool | int | list) else str(value)
+
+
+# ---- traces (ITF) ----
+
+
+def as_itf(walk: Walk) -> dict[str, object]:
+    """`walk` in the Informal Trace Format: the specification's variables, the action in each state's `#meta`."""
+    nodes = [walk.begin, *(edge.target for edge in walk.edges)]
+    told: list[dict[str, object]] = [{"action": "Init"}]
+    told += [{"action": edge.action, "offered": edge.offered} for edge in walk.edges]
+    states = [
+        {"#meta": {"index": index, **meta}, **_itf_state(node)}
+        for index, (node, meta) in enumerate(zip(nodes, told, strict=True))
+    ]
+    return {
+        "#meta": {"format": "ITF", "description": "a launch, as nucleus_gvisor.model.conformance took it"},
+        "vars": [*Facts().as_dict(), "budget"],
+        "states": states,
+    }
+
+
+def _itf_state(node: Node) -> dict[str, object]:
+    values = {**node.facts.as_dict(), "residue": {"#set": sorted(node.facts.residue)}}
+    return {**values, "budget": {"#bigint": str(node.budget)}}
+
+
+def save(walk: Walk, path: Path) -> None:
+    """Write `walk` to `path` as ITF JSON."""
+    path.write_text(json.dumps(as_itf(walk), indent=1) + "\n")
+
+
+def load(path: Path) -> Walk:
+    """The walk that `save` wrote, to be replayed: `judge(driver, [load(path)])`. ValueError when it is none."""
+    data = json.loads(path.read_text())
+    if not isinstance(data, dict) or not isinstance(data.get("states"), list) or not data["states"]:
+        raise ValueError(f"{path}: not an ITF trace")
+    nodes, told = [], []
+    for state in data["states"]:
+        values = {name: value for name, value in state.items() if not name.startswith("#")}
+        budget = int(_itf_value(values.pop("budget", "0")))
+        nodes.append(Node(Facts.from_dict({name: _itf_value(value) for name, value in values.items()}), budget))
+        told.append(state.get("#meta", {}))
+    edges = [
+        Edge(source, str(meta["action"]), target, bool(meta.get("offered", True)))
+        for source, target, meta in zip(nodes, nodes[1:], told[1:], strict=False)
+    ]
+    return Walk(nodes[0], tuple(edges))
+
+
+def _itf_value(value: Any) -> Any:
+    if isinstance(value, dict) and "#set" in value:
+        return sorted(value["#set"])
+    return value["#bigint"] if isinstance(value, dict) and "#bigint" in value else value
+
+
+def replay(path: Path, driver: Driver) -> Report:
+    """Take `driver` along a saved trace."""
+    return judge(driver, [load(path)])
+
+
+# ---- Hypothesis ----
+
+
+class Disagreement(AssertionError):
+    """A driver that does otherwise than the specification. `walk` leads there."""
+
+    def __init__(self, who: object, what: str, walk: Walk) -> None:
+        name = who if isinstance(who, str) else type(who).__name__
+        told = ", ".join(e.action if e.offered else f"~{e.action}" for e in walk.edges) or "nothing"
+        super().__init__(f"{name}: {what}; after {told}")
+        self.walk = walk
+
+
+class Lockstep:
+    """The specification and drivers, taken through the same steps. What `state_machine` runs."""
+
+    def __init__(self, drivers: Sequence[Driver], begin: Node) -> None:
+        self.node, self.drivers = begin, drivers
+        self._begin, self._edges = begin, list[Edge]()
+        self._next: tuple[Node, tuple[Edge, ...]] | None = None
+        for driver in drivers:
+            driver.reset(begin.facts)
+
+    def ahead(self) -> tuple[Edge, ...]:
+        """The steps that leave the present node; looked up once for all rules."""
+        if self._next is None or self._next[0] is not self.node:
+            self._next = self.node, successors(self.node)
+        return self._next[1]
+
+    def take(self, edge: Edge) -> None:
+        """Have every driver take `edge`; Disagreement when one does or shows otherwise."""
+        self._edges.append(edge)
+        if broken := violated(edge.source.facts, edge.target.facts):
+            raise self._disagreement("the specification", f"{edge.action} breaks {', '.join(broken)}")
+        for driver in self.drivers:
+            try:
+                (driver.disturb if edge.action in ENVIRONMENT else driver.fire)(edge.action)
+            except Unsupported:
+                continue
+            except (Refused, LaunchError) as error:
+                if edge.offered:
+                    raise self._disagreement(driver, f"refuses {edge.action}: {error}") from error
+            else:
+                if not edge.offered:
+                    raise self._disagreement(driver, f"does not refuse {edge.action}")
+        self.node = edge.target
+        self.compare()
+
+    def compare(self) -> None:
+        """Do all drivers show what the specification has; Disagreement when one does not."""
+        for driver in self.drivers:
+            if (found := difference(self.node.facts, driver.observe())) is not None:
+                name, expected, seen = found
+                raise self._disagreement(driver, f"{name} is {_shown(seen)}, expected {_shown(expected)}")
+
+    def _disagreement(self, who: object, what: str) -> Disagreement:
+        return Disagreement(who, what, Walk(self._begin, tuple(self._edges)))
+
+
+def shortest(found: Disagreement, drivers: Sequence[Driver]) -> Disagreement:
+    """The same, or another, disagreement after as few of these actions as do it: none can be left out."""
+    edges = list(found.walk.edges)
+    place = len(edges) - 1
+    while place >= 0:
+        fewer = edges[:place] + edges[place + 1 :]
+        again = _again(found.walk.begin, fewer, drivers)
+        if again is not None and len(again.walk.edges) < len(edges):
+            found, edges = again, list(again.walk.edges)
+            place = len(edges)
+        place -= 1
+    return found
+
+
+def _again(begin: Node, edges: Iterable[Edge], drivers: Sequence[Driver]) -> Disagreement | None:
+    """What these actions lead to from `begin`, as far as they are possible one after the other."""
+    try:
+        run = Lockstep(drivers, begin)
+        run.compare()
+        for edge in edges:
+            choice = run.ahead() if edge.offered else refusals(run.node)
+            following = next((e for e in choice if e.action == edge.action), None)
+            if following is None:
+                return None
+            run.take(following)
+    except Disagreement as error:
+        return error
+    return None
+
+
+def state_machine(
+    drivers: Callable[[], Sequence[Driver]],
+    launches: Iterable[Node] | None = None,
+    *,
+    refuse: Chooser = everything,
+    leave_out: Chooser = lambda _: False,
+    trace: Path | None = None,
+) -> type[Any]:
+    """A Hypothesis RuleBasedStateMachine that takes the specification and all `drivers` through the same steps.
+
+    Its rules are the specification's actions, each while it is offered, the environment's while it may act; a refusal
+    of what is not offered; and a stutter rule where nothing can happen any more. What every driver shows is compared
+    after each rule. `refuse` chooses the refusals, `leave_out` steps that no driver can take. A failure is shortened
+    to a list of actions of which none can be left out, printed, and saved in `trace` as ITF. (This does better than
+    Hypothesis itself, whose phase `shrink` may be left out of the settings.) Run it by its `TestCase`, or with
+    `hypothesis.stateful.run_state_machine_as_test`.
+    """
+    from hypothesis import strategies as st
+    from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+    begins = tuple(usual_launches() if launches is None else launches)
+    best: list[Disagreement] = []
+
+    @contextmanager
+    def shortened(run: Lockstep) -> Iterator[None]:
+        try:
+            yield
+        except Disagreement as error:
+            if not best or len(error.walk.edges) < len(best[0].walk.edges):
+                best[:] = [shortest(error, run.drivers)]
+            if trace is not None:
+                save(best[0].walk, trace)
+                best[0].add_note(f"saved in {trace}")
+            raise best[0] from None
+
+    class Launches(RuleBasedStateMachine):
+        run: Lockstep
+
+        @initialize(begin=st.sampled_from(begins))
+        def begin(self, begin: Node) -> None:
+            self.run = Lockstep(drivers(), begin)
+
+        def may(self) -> dict[str, Edge]:
+            return {edge.action: edge for edge in self.run.ahead() if not leave_out(edge)}
+
+        def may_not(self) -> dict[str, Edge]:
+            return {edge.action: edge for edge in refusals(self.run.node) if refuse(edge)}
+
+        @precondition(lambda self: bool(self.may_not()))
+        @rule(data=st.data())
+        def refused(self, data: Any) -> None:
+            edges = self.may_not()
+            edge = edges[data.draw(st.sampled_from(sorted(edges)), label="refused")]
+            with shortened(self.run):
+                self.run.take(edge)
+
+        @precondition(lambda self: not self.may())
+        @rule()
+        def stutter(self) -> None:
+            with shortened(self.run):
+                self.run.compare()
+
+        @invariant()
+        def as_specified(self) -> None:
+            with shortened(self.run):
+                self.run.compare()
+
+    def step(action: str) -> Any:
+        def take(self: Launches) -> None:
+            with shortened(self.run):
+                self.run.take(self.may()[action])
+
+        take.__name__ = action
+        return precondition(lambda self: action in self.may())(rule()(take))
+
+    for action in (*ROWS, *ENVIRONMENT):
+        setattr(Launches, action, step(action))
+    return Launches

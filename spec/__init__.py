@@ -1,0 +1,1 @@
+"""The specification in TLA+, and the tools that check it. Start with `GVisorRuntime.tla`."""
