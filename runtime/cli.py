@@ -102,6 +102,10 @@ def _parser() -> argparse.ArgumentParser:
     verify = audit.add_parser("verify", help="say whether records are behaviours of the specification")
     verify.add_argument("files", nargs="+", metavar="FILE", type=Path)
     verify.set_defaults(command=_verify)
+    spec = verbs.add_parser("spec", help="check the specification and judge records by TLC (needs the extra: verify)")
+    spec.add_argument("verb", choices=["check", "graph", "trace"], help="model checking; the state graph; records")
+    spec.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="the verb's own arguments; try --help")
+    spec.set_defaults(command=_spec)
     return parser
 
 
@@ -354,6 +358,17 @@ def _doctor(given: argparse.Namespace) -> int:
     from nucleus_gvisor.runtime import doctor
 
     return doctor.command(given)
+
+
+def _spec(given: argparse.Namespace) -> int:
+    from nucleus_gvisor.spec import check, graph, tlc, trace
+
+    verbs = {"check": check.main, "graph": graph.main, "trace": trace.main}
+    try:
+        return verbs[given.verb](given.rest)
+    except (tlc.ToolMissing, tlc.TlcFailed, OSError) as error:
+        print(f"nucleus-gvisor: spec {given.verb}: {error}", file=sys.stderr)
+        return OURS
 
 
 def _verify(given: argparse.Namespace) -> int:
