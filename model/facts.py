@@ -115,6 +115,9 @@ class Facts:
             changes["landlock" if self.confinement == "landlock" else "userns"] = changes.pop("available")
         if strange := set(changes) - WORLD:
             raise ValueError(f"not observable: {', '.join(sorted(strange))}")
+        for name, value in changes.items():
+            if type(value) not in (str, bool) or value not in DOMAINS[name]:
+                raise ValueError(f"not a value of {name}: {value!r}")
         return replace(self, **changes) if changes else self  # type: ignore[arg-type]
 
     def as_dict(self) -> dict[str, object]:

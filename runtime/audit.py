@@ -9,7 +9,7 @@ from nucleus_gvisor.model.errors import BadArgument, RecordRejected, StepFailed
 from nucleus_gvisor.model.record import TransitionRecord
 from nucleus_gvisor.model.replay import fold
 
-_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 class Record:
@@ -102,8 +102,12 @@ class Record:
         """Take the last line back: in-place, Exec is written before execve, which may still refuse."""
         line = self._lines.pop()
         if self._fd >= 0:
-            end = os.fstat(self._fd).st_size
-            os.ftruncate(self._fd, end - len(line.line()) - 1)
+            text = line.line() + b"\n"
+            begin = os.fstat(self._fd).st_size - len(text)
+            # Another launch may have appended to the same file meanwhile: its line is not ours to cut.
+            if begin < 0 or os.pread(self._fd, len(text), begin) != text:
+                raise StepFailed("the line cannot be taken back: it is not the last any more", path=self.path)
+            os.ftruncate(self._fd, begin)
             os.fdatasync(self._fd)
 
     def close(self) -> None:

@@ -52,6 +52,8 @@ def owner_lives(line: bytes) -> bool:
         return False
     if fields[3] != os.readlink("/proc/self/ns/pid").encode():
         return True
+    if not fields[0].isdigit():
+        return False
     try:
         with open(b"/proc/%s/stat" % fields[0], "rb") as file:
             tail = file.read().rpartition(b")")[2].split()
@@ -95,7 +97,9 @@ class Place:
     def own(self, pid: int) -> None:
         """Write into the lock that process `pid` is the one that it is held for."""
         with calls("Exec", self.path):
-            os.pwrite(self.lock, owner_line(pid), 0)
+            line = owner_line(pid)
+            os.pwrite(self.lock, line, 0)
+            os.ftruncate(self.lock, len(line))
 
     def make(self) -> None:
         """A new, empty, private directory for the container, after what an earlier launch left is gone."""
@@ -157,7 +161,12 @@ def take_lock(locks: int, component: str, path: bytes, *, create: bool) -> int |
         if current != file_id(os.fstat(fd)):
             os.close(fd)
             continue
-        if owner_lives(os.pread(fd, 512, 0)):
+        try:
+            lives = owner_lives(os.pread(fd, 512, 0))
+        except BaseException:
+            os.close(fd)
+            raise
+        if lives:
             os.close(fd)
             return None
         return fd

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from nucleus_gvisor.model.errors import StepFailed
 from nucleus_gvisor.runtime import _linux
@@ -62,7 +63,7 @@ def parse_uid_map(text: bytes) -> tuple[tuple[int, int, int], ...]:
     The reference skips lines that it does not understand (gvisor.rs:551) and may so take a stranger for host root.
     """
     ranges = []
-    for line in text.splitlines():
+    for line in text.removesuffix(b"\n").split(b"\n"):
         match = _LINE.fullmatch(line)
         if match is None:
             raise ValueError(f"uid_map line {line[:60]!r}")
@@ -70,6 +71,10 @@ def parse_uid_map(text: bytes) -> tuple[tuple[int, int, int], ...]:
         if not length or inside + length > _MAX_ID + 1 or outside + length > _MAX_ID + 1:
             raise ValueError(f"uid_map range {line[:60]!r}")
         ranges.append((inside, outside, length))
+    for side in (0, 1):
+        ordered = sorted((entry[side], entry[2]) for entry in ranges)
+        if any(start + length > following for (start, length), (following, _) in pairwise(ordered)):
+            raise ValueError("uid_map ranges overlap")
     if not ranges:
         raise ValueError("uid_map is empty: this user namespace has no ids yet")
     return tuple(ranges)

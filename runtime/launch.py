@@ -314,6 +314,8 @@ class Launch:
 
     def _look_stage(self) -> None:
         assert self._judged is not None
+        stage.close(self._held)
+        self._held = {}
         self._held = stage.seal_all(self._judged)
 
     def _stage(self, facts: Facts) -> Mapping[str, object]:
@@ -333,6 +335,9 @@ class Launch:
         if confinement is not None:
             confine.refuse_incompatible(self.options)
         assert self._staged is not None
+        if self.confined is not None:  # a look whose action was refused, and is not the one that was asked for
+            self.confined.child.end()
+            self.confined = None
         self._plan = self._child_plan(confinement)
         if confinement is not Confinement.MOUNT_LOCKED and not self._laid_out:
             assert self.place is not None

@@ -94,7 +94,7 @@ def judge_id(container_id: str) -> str:
 
 def judge_pin(pin: str) -> str:
     """The pin as 64 lower-case hex digits, or BadArgument."""
-    text = pin.lower().removeprefix("sha256:")
+    text = pin.lower().removeprefix("sha256:") if isinstance(pin, str) else ""
     if not _SHA256.fullmatch(text):
         raise BadArgument("pin refused", step="Resolve", observed=repr(pin)[:120], expected="a SHA-256 in hex")
     return text

@@ -127,7 +127,10 @@ def choose_platform(release: Release, wanted: Platform) -> str:
             _require_kvm()
         return wanted.value
     if release.default_platform == Platform.KVM and not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        return next(name for name in release.platforms if name != Platform.KVM)
+        others = [name for name in release.platforms if name != Platform.KVM]
+        if not others:
+            _require_kvm()
+        return others[0]
     return release.default_platform
 
 

@@ -7,7 +7,7 @@ overwrite each other, and a file that was read in part would be read again. Such
 import os
 import select
 import stat
-from contextlib import suppress
+import time
 
 CHUNK = 1 << 16
 
@@ -20,22 +20,27 @@ def open_standard_descriptors() -> None:
 
 
 class Relay:
-    """The three descriptors to give the guest, and the copying behind those that are pipes."""
+    """The three descriptors to give the guest (`stdio`), and the copying behind those that are pipes.
+
+    `standard` are the caller's own; they are read and written, never closed.
+    """
 
     def __init__(self, standard: tuple[int, int, int] = (0, 1, 2)) -> None:
         self._given: list[int] = []
-        """Our copies of the guest's ends, closed once the guest has them."""
-        self._routes: dict[int, int] = {}
-        """Readable descriptor -> where its bytes go."""
-        self._owned: set[int] = set()
+        """The guest's ends, ours to close once the guest has them."""
+        self._feeds: dict[int, int] = {}
+        """Writable end of a pipe to the guest -> the file that it comes from."""
+        self._drains: dict[int, int] = {}
+        """Readable end of a pipe from the guest -> the file that it goes to."""
         self.stdio = (self._input(standard[0]), self._output(standard[1]), self._output(standard[2]))
 
     def _input(self, fd: int) -> int:
         if not _is_file(fd) or not os.lseek(fd, 0, os.SEEK_CUR):
             return fd
         reader, writer = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(writer, False)  # a guest that does not read must not keep us from its output
         self._given.append(reader)
-        self._route(fd, writer)
+        self._feeds[writer] = fd
         return reader
 
     def _output(self, fd: int) -> int:
@@ -43,15 +48,8 @@ class Relay:
             return fd
         reader, writer = os.pipe2(os.O_CLOEXEC)
         self._given.append(writer)
-        self._owned.add(reader)
-        self._route(reader, fd)
+        self._drains[reader] = fd
         return writer
-
-    def _route(self, source: int, target: int) -> None:
-        self._routes[source] = target
-        if target > 2:
-            self._owned.add(target)
-            os.set_blocking(target, True)
 
     def started(self) -> None:
         """The guest has its ends: ours would keep its pipes open for ever."""
@@ -60,51 +58,64 @@ class Relay:
 
     def run(self, pidfd: int, timeout: float | None) -> bool:
         """Copy until the process behind `pidfd` has ended; False when `timeout` seconds passed first."""
-        import time
-
         end = None if timeout is None else time.monotonic() + timeout
         poll = select.poll()
-        for fd in (pidfd, *self._routes):
+        poll.register(pidfd, select.POLLIN)
+        for fd in self._drains:
             poll.register(fd, select.POLLIN)
+        for fd in self._feeds:
+            poll.register(fd, select.POLLOUT)
         while True:
-            left = None if end is None else max(0.0, end - time.monotonic()) * 1000
-            ready = poll.poll(left)
+            ready = poll.poll(None if end is None else max(0.0, end - time.monotonic()) * 1000)
             if not ready:
                 return False
             for fd, _ in ready:
-                if fd != pidfd and not self._copy(fd):
+                if fd != pidfd and not (self._feed(fd) if fd in self._feeds else self._drain(fd)):
                     poll.unregister(fd)
             if any(fd == pidfd for fd, _ in ready):
                 return True
 
     def drain(self) -> None:
-        """Copy what is left of the output once the guest is gone, and close everything."""
+        """Copy what is left of the output once the guest is gone, and close the pipes."""
         self.started()
-        for source, target in list(self._routes.items()):
-            if target in self._owned:  # towards the guest: nobody reads any more
-                continue
-            while self._copy(source):
+        for fd in list(self._drains):
+            while self._drain(fd):
                 pass
-        for fd in self._owned:
-            with suppress(OSError):
-                os.close(fd)
-        self._owned.clear()
-        self._routes.clear()
+            os.close(fd)
+            del self._drains[fd]
+        for fd in list(self._feeds):
+            self._stop_feeding(fd)
 
-    def _copy(self, source: int) -> bool:
-        """One piece from `source` to where it goes; False at its end, or when nobody takes it."""
-        target = self._routes[source]
+    def _feed(self, pipe: int) -> bool:
+        """One piece of the file to the guest; False at its end, or when the guest reads no more.
+
+        The file's offset moves by what the pipe took: what the guest never got is still there for who comes next.
+        """
+        source = self._feeds[pipe]
+        piece = os.pread(source, CHUNK, os.lseek(source, 0, os.SEEK_CUR))
         try:
-            piece = memoryview(os.read(source, CHUNK))
-            if not piece:
-                raise EOFError
-            while piece:
-                piece = piece[os.write(target, piece) :]
-        except (EOFError, BrokenPipeError):
-            if target in self._owned:
-                os.close(target)
-                self._owned.discard(target)
+            taken = os.write(pipe, piece) if piece else 0
+        except BlockingIOError:
+            return True
+        except BrokenPipeError:
+            taken = 0
+        if not taken:
+            self._stop_feeding(pipe)
             return False
+        os.lseek(source, taken, os.SEEK_CUR)
+        return True
+
+    def _stop_feeding(self, pipe: int) -> None:
+        del self._feeds[pipe]
+        os.close(pipe)
+
+    def _drain(self, pipe: int) -> bool:
+        """One piece of output to where it goes; False at its end."""
+        piece = memoryview(os.read(pipe, CHUNK))
+        if not piece:
+            return False
+        while piece:
+            piece = piece[os.write(self._drains[pipe], piece) :]
         return True
 
 

@@ -57,7 +57,10 @@ class Supervisor:
         if not poll.poll(PATIENCE * 1000):
             self.end()
             raise StepFailed("the child does not answer", step="Confine", observed=f"silent for {PATIENCE:.0f} s")
-        packet = self._link.recv(_child.MAX_PACKET)
+        try:
+            packet = self._link.recv(_child.MAX_PACKET)
+        except ConnectionResetError:  # it died with our last word unread
+            packet = b""
         return tuple(marshal.loads(packet)) if packet else ("end",)
 
     def tell(self, *word: Any) -> None:

@@ -22,7 +22,7 @@ PROBES = Path(__file__).parent / "probes"
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def subreaper() -> Iterator[None]:
     """Whatever a launch leaves running becomes our child, where it is seen."""
     libc = ctypes.CDLL(None, use_errno=True)

@@ -218,3 +218,27 @@ def test_failing_breaks_no_property_whatever_was_asked_for() -> None:
     for before, after in _failures():
         assert not violated(before, after)
         assert after.state is S.FAILED and after.cause == "fault"
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"enforcement": "off"}, {"confinement": "landlock", "program": "plain"}], ids=str
+)
+def test_a_guest_starts_once(options: dict[str, str]) -> None:
+    """After Exec'd the guest runs, under each confinement that can hold it, and starts no second time."""
+    machine = launch(S.EXECD, **options)  # type: ignore[arg-type]
+    machine.fire("GuestStarts")
+    assert (machine.state, machine.facts.guest) == (S.EXECD, "running")
+    with pytest.raises(GuardRefused, match="GuestNotYet"):
+        machine.fire("GuestStarts")
+    assert fold(machine.records) == machine.facts
+
+
+def test_runsc_under_landlock_would_be_stuck() -> None:
+    """Facts that no launch reaches: the machine itself stops a guest that would hang."""
+    facts = Facts(
+        state=S.EXECD, confinement="landlock", confined="landlock", proved=True, image="trusted", staged="trusted"
+    )
+    machine = LaunchMachine(facts, Counted())
+    with pytest.raises(SafetyViolation, match="ConfinedCanMount"):
+        machine.fire("GuestStarts")
+    assert machine.facts.guest == "none"

@@ -314,13 +314,15 @@ def _spoilt(name: str) -> Facts:
 )
 def test_observations_are_of_the_variables_own_type(told: Mapping[str, object]) -> None:
     """A 0 for FALSE would give a record that nobody accepts; such an observation is a defect and refused as one."""
-    machine = launch(S.UNRESOLVED)
+    steps = Counted()
+    machine = launch(S.UNRESOLVED, steps)
     before = moment(machine)
     with pytest.raises(LaunchError):
         machine.fire("Resolve", told)
     with pytest.raises(LaunchError):
         machine.fire("FailRequest", told)
     assert moment(machine) == before
+    assert steps.performed == [], "what cannot be recorded is refused before it is done"
 
 
 @pytest.mark.parametrize("name", ["state", "alive", "confined", "proved", "staged", "image", "enforcement", "nonsense"])

@@ -315,7 +315,7 @@ def test_nothing_but_the_environment_is_explained(facts: Facts, data: st.DataObj
 
 @given(data=st.data())
 def test_launches_that_share_a_file_are_told_apart(data: st.DataObject) -> None:
-    """However the lines of several launches were mixed while they ran, each launch's own are accepted in their order."""
+    """However the lines of several launches were mixed, those of each are accepted in their own order."""
     launches = [
         launch(state, launch=name * 32).records for state, name in ((S.EXECD, "a"), (S.STAGED, "b"), (S.PREPARED, "c"))
     ]

@@ -1,0 +1,280 @@
+"""Every edge of the specification's graph on the real runtime, seen through the operating system.
+
+The figures of a run are recorded as properties. A quick part is in every check: each action and each launch once.
+"""
+
+import errno
+import os
+import pickle
+import signal
+import threading
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from nucleus_gvisor.model import conformance as c
+from nucleus_gvisor.model.errors import ChildDied
+from nucleus_gvisor.model.table import ROWS
+from nucleus_gvisor.runtime import _child, cleanup, paths, runsc
+from nucleus_gvisor.runtime.steps import confine, resolve, stage
+from tests.conformance.edges import NOT_FOUND_OUT, askable, graph, known
+from tests.conformance.real import RealDriver
+from tests.conformance.world import Site, site
+from tests.conftest import Release
+
+Record = Callable[[str, object], None]
+
+
+def found_out() -> c.Graph:
+    """The graph without what the launcher does not come to by itself."""
+    kept = tuple(edge for edge in graph().edges if known(edge) is None)
+    return c.Graph(graph().nodes, graph().initial, kept)
+
+
+def test_every_action_and_every_launch(driver: RealDriver) -> None:
+    """Each launch undisturbed, and each action once, on the real runtime around the stand-in."""
+    report = c.judge(driver, c.sample(found_out()))
+    driver.close()
+    assert report.conforms, report.table()
+    assert driver.records > report.walks / 2
+    assert {edge.action for edge in report.findings} == {*ROWS, *c.ENVIRONMENT}
+
+
+def judged(walks: Sequence[c.Walk]) -> c.Report:
+    """The walks on the real runtime, in a place of their own."""
+    with site() as place:
+        driver = RealDriver(place)
+        try:
+            return c.judge(driver, walks, refuse=some)
+        finally:
+            driver.close()
+
+
+def judged_by_two(walks: Sequence[c.Walk]) -> c.Report:
+    """The same in two processes: a driver and its launcher wait for each other all the time."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with open(writer, "wb") as file:
+                pickle.dump(judged(walks[1::2]), file)
+        finally:
+            os._exit(0)
+    os.close(writer)
+    report = judged(walks[::2])
+    with open(reader, "rb") as file:
+        other: c.Report = pickle.load(file)
+    os.waitpid(pid, 0)
+    for mine, theirs in ((report.findings, other.findings), (report.refusals, other.refusals)):
+        for edge, finding in theirs.items():
+            if edge not in mine or mine[edge].verdict is c.Verdict.PASSED:
+                mine[edge] = finding
+    report.walks, report.steps = report.walks + other.walks, report.steps + other.steps
+    return report
+
+
+def some(edge: c.Edge) -> bool:
+    """Of the refusals that a machine makes by its state alone, every eighth; test_graph_equality.py has them all."""
+    here = edge.source.facts.state in ROWS[edge.action].sources
+    return askable(edge) and (here or zlib.crc32(str(edge).encode()) % 8 == 0)
+
+
+@pytest.mark.slow
+def test_every_edge(place: Site, record_property: Record) -> None:
+    """Every edge happens and shows what the specification says, but for those of the table, which all still differ."""
+    report = judged_by_two(c.cover(graph()))
+    assert set(report.findings) == set(graph().edges)
+    not_passed = report.of(c.Verdict.FAILED, c.Verdict.UNSUPPORTED, c.Verdict.UNREACHED)
+    assert not [finding for finding in not_passed if known(finding.edge) is None], report.table(60)
+    passed = {edge for edge, finding in report.findings.items() if finding.verdict is c.Verdict.PASSED}
+    stale = [entry for entry in NOT_FOUND_OUT if any(entry.matches(edge) for edge in passed)]
+    assert not stale, f"these entries of the table are no longer true: {stale}"
+    assert report.counts(report.refusals)[c.Verdict.PASSED] == len(report.refusals) > 3_000
+    record_property("edges", f"{len(passed)} of {len(graph().edges)}")
+    record_property("refusals", len(report.refusals))
+    print(f"{len(passed)} of {len(graph().edges)} edges, {len(report.refusals)} refusals, {report.seconds:.0f} s")
+
+
+def test_what_is_not_found_out_is_unmade_all_the_same(place: Site) -> None:
+    """The edges of the table, with the reason told to the launcher: with the others they are all edges of the graph."""
+    driver = RealDriver(place, told=True)
+    edges = [edge for edge in graph().edges if known(edge) is not None]
+    try:
+        report = c.judge(driver, c.cover(graph(), edges))
+    finally:
+        driver.close()
+    assert all(report.findings[edge].verdict is c.Verdict.PASSED for edge in edges), report.table()
+
+
+def test_each_entry_of_the_table_is_about_something() -> None:
+    """Every entry names edges of the graph, and no edge has two entries."""
+    for entry in NOT_FOUND_OUT:
+        assert any(entry.matches(edge) for edge in graph().edges), entry
+    for edge in graph().edges:
+        assert sum(entry.matches(edge) for entry in NOT_FOUND_OUT) < 2, edge
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_every_action_with_real_runsc(
+    release: Release, runsc_old: Path, runsc_new: Path, large_place: Site, record_property: Record
+) -> None:
+    """The same sample with both releases of runsc; what is real once judged cannot turn into something else later."""
+    launches = [node for node in c.usual_launches() if node.facts.program == "runsc"]
+    whole = c.explore(launches)
+    avoid = [edge for edge in whole.edges if known(edge) is not None]
+    avoid += [
+        edge
+        for edge in whole.edges
+        if edge.action == "Impostor" and (edge.source.facts.state != "Unresolved" or edge.source.facts.pin != "none")
+    ]
+    driver = RealDriver(large_place, release.path, runsc_old if release.path == runsc_new else runsc_new)
+    try:
+        report = c.judge(driver, c.sample(whole, avoid))
+    finally:
+        driver.close()
+    # runsc says nothing of Landlock, and is never started under it.
+    assert report.conforms, report.table()
+    assert {edge.action for edge in report.findings} >= {*ROWS, *c.ENVIRONMENT} - {"ConfineLandlock"}
+    record_property("edges", len(report.findings))
+
+
+ENVIRONMENT = ["HOME", "LOGNAME", "PATH", "TMPDIR", "USER", "XDG_RUNTIME_DIR"]
+
+
+@pytest.mark.parametrize(
+    ("launch", "expected"),
+    [
+        (
+            c.ask("required", "mount-locked", "sealed", "runsc", "none", 0),
+            {"no_new_privs": 1, "host_exec": errno.EACCES, "undo": errno.EPERM, "mount": 0},
+        ),
+        (
+            c.ask("required", "landlock", "sealed", "plain", "none", 0),
+            {"no_new_privs": 0, "host_exec": errno.EACCES, "undo": 0, "mount": errno.EPERM},
+        ),
+        (
+            c.ask("off", "mount-locked", "sealed", "runsc", "none", 0),
+            {"no_new_privs": 0, "host_exec": 0, "undo": 0, "mount": 0},
+        ),
+    ],
+    ids=["mount-locked", "landlock", "off"],
+)
+def test_what_the_image_itself_may_do(
+    launch: c.Node, expected: dict[str, int], driver: RealDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its proof of life agrees with what is seen from outside, and has nothing of the caller's environment in it."""
+    monkeypatch.setenv("GVISOR_SIDECAR_BINARIES_DIR", "/tmp")
+    report = c.judge(driver, c.cover(c.explore([launch])))
+    assert report.conforms, report.table()
+    assert {name: driver.proof[name] for name in expected} == expected
+    assert sorted(driver.proof["env"]) == ENVIRONMENT
+    executed = os.stat(f"/proc/{driver.child()}/exe")
+    assert (driver.proof["device"], driver.proof["inode"]) == (executed.st_dev, executed.st_ino)
+
+
+# ---- a check that is taken away is missed ----
+
+
+def walks_over(*actions: str) -> Sequence[c.Walk]:
+    """Walks over the edges of these actions, of launches with one disturbance."""
+    launches = [node for node in c.usual_launches() if node.budget == 1]
+    whole = c.explore(launches)
+    wanted = [e for e in whole.edges if e.action in actions and known(e) is None]
+    return c.cover(whole, wanted)[:8]
+
+
+def without_times(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(stage, "_untouched", lambda file: True)
+
+
+def without_pin(patch: pytest.MonkeyPatch) -> None:
+    seal_all = stage.seal_all
+    patch.setattr(stage, "seal_all", lambda j: seal_all(SimpleNamespace(files=j.files, runsc=j.runsc, pin=None)))  # type: ignore[arg-type]
+
+
+def without_judgement(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(resolve, "_judge_file", lambda *_, **__: None)
+    patch.setattr(resolve, "_judge_program", lambda *_: None)
+
+
+def without_private_base(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(paths, "make_private", lambda *_: None)
+
+
+def without_lock(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(cleanup, "owner_lives", lambda _: False)
+    patch.setattr(cleanup, "fcntl", SimpleNamespace(flock=lambda *_: None, LOCK_EX=0, LOCK_NB=0))
+
+
+def without_proof(patch: pytest.MonkeyPatch) -> None:
+    def said(_: object) -> dict[str, object]:
+        spaces = {f"{name}_namespace": os.readlink(f"/proc/self/ns/{kind}") for kind, name in NAMESPACES.items()}
+        return {"confined": "mount-locked", "canaries": [{"path": "/bin/true", "answer": "EACCES"}], **spaces}
+
+    patch.setattr(_child, "_prove", said)
+
+
+def without_questions(patch: pytest.MonkeyPatch) -> None:
+    release = runsc.Release("20240729.0", "runsc version 20240729.0", ("systrap",), "systrap")
+    patch.setattr(runsc, "read_answers", lambda _: release)
+
+
+def without_compatibility(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(confine, "refuse_incompatible", lambda _: None)
+
+
+def without_removal(patch: pytest.MonkeyPatch) -> None:
+    def nothing(place: cleanup.Place) -> list[OSError]:
+        place.close()
+        return []
+
+    patch.setattr(cleanup.Place, "remove", nothing)
+
+
+NAMESPACES = {"user": "user", "mnt": "mount"}
+
+
+@pytest.mark.parametrize(
+    ("take_away", "action"),
+    [
+        (without_times, "FailChanged"),
+        (without_pin, "FailPin"),
+        (without_judgement, "FailUntrusted"),
+        (without_private_base, "FailBase"),
+        (without_lock, "FailBusy"),
+        (without_proof, "FailUnproved"),
+        (without_questions, "FailUnfit"),
+        (without_compatibility, "FailIncompatible"),
+        (without_removal, "FailExec"),
+    ],
+)
+def test_a_missing_check_is_found(
+    take_away: Callable[[pytest.MonkeyPatch], None], action: str, driver: RealDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a check taken out of the runtime, the edge that it is for fails; with it, the same walks pass."""
+    walks = walks_over(action)
+    sound = c.judge(driver, walks)
+    assert sound.conforms, sound.table()
+    take_away(monkeypatch)
+    report = c.judge(driver, walks)
+    assert any(finding.edge.action == action for finding in report.faults), report.table()
+
+
+def test_a_child_killed_at_the_last_moment_is_told_as_such(driver: RealDriver) -> None:
+    """SIGKILL between the word to execute and its being heard: the answer is ChildDied, as FailExec has it."""
+    driver.reset(c.usual_launches()[0].facts)
+    for action in ("Resolve", "Prepare", "StageSealed", "ConfineLocked"):
+        driver.fire(action)
+    child = driver.child()
+    os.kill(child, signal.SIGSTOP)
+    timer = threading.Timer(0.2, os.kill, (child, signal.SIGKILL))
+    timer.start()
+    try:
+        driver.disturb("RefuseExecve")
+        assert driver.next_fails() == ChildDied.cause
+    finally:
+        timer.join()
