@@ -508,6 +508,7 @@ def test_a_working_directory_that_is_gone(modes: dict[str, Mode]) -> None:
     """Relative names need a directory; without one the answer is a refusal, not a traceback."""
     mode = modes["user"]
     argv = [mode.python, "-m", "nucleus_gvisor.runtime.cli", "doctor", "--json", "--runsc", "x", "--artifact-base", "y"]
-    told = Told(mode.run(["/bin/sh", "-c", f"mkdir gone; cd gone; rmdir ../gone; exec {shlex.join(argv)}"]))
+    script = f"mkdir gone; cd gone; rmdir ../gone; exec {shlex.join(argv)}"
+    told = Told(mode.run(["/bin/sh", "-c", script], env=mode.unmeasured()))
     assert told["artifact base"]["ok"] == "no"
     assert not told.data["launch"]

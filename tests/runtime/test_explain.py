@@ -101,7 +101,7 @@ def traced(mode: Mode, calls: list[str], *arguments: str | os.PathLike[str]) -> 
     options = ["-f", "-qq", "-v", "-s", "4096", "-e", "signal=none", "-e", f"trace={','.join(calls)}"]
     command = [mode.python, "-m", "nucleus_gvisor.runtime.cli", *arguments]
     try:
-        mode.run(["strace", *options, "-o", log, *command], timeout=120)
+        mode.run(["strace", *options, "-o", log, *command], timeout=120, env=mode.unmeasured())
         lines = log.read_text(errors="replace").splitlines()
     finally:
         log.unlink(missing_ok=True)
@@ -477,7 +477,8 @@ def test_a_working_directory_that_is_gone(modes: dict[str, Mode]) -> None:
     """A relative runsc needs a directory; without one it is refused, not traced back."""
     mode = modes["user"]
     command = f"{mode.python} -m nucleus_gvisor.runtime.cli explain --runsc x -- true"
-    done = mode.run(["/bin/sh", "-c", f"mkdir gone; cd gone; rmdir ../gone; exec {command}"])
+    script = f"mkdir gone; cd gone; rmdir ../gone; exec {command}"
+    done = mode.run(["/bin/sh", "-c", script], env=mode.unmeasured())
     assert (done.returncode, done.stderr) == (1, "")
     assert "BadPath" in done.stdout
 

@@ -76,6 +76,10 @@ class Mode:
             **self._measured(),
         }
 
+    def unmeasured(self) -> dict[str, str]:
+        """The same without coverage, which makes files and needs a directory: for tests that look at every call."""
+        return {name: value for name, value in self.env().items() if name != MEASURED}
+
     def _measured(self) -> Mapping[str, str]:
         config = self.app / "coveragerc"
         return {MEASURED: os.fspath(config)} if config.exists() else {}
