@@ -22,8 +22,13 @@ test: setup-test lint ## Set up everything, then lint, types and all tests with 
 	@status=0; $(BIN)/coverage run -m pytest || status=$$?; \
 	$(BIN)/coverage combine --quiet; $(BIN)/coverage report; exit $$status
 
-check: setup-test lint ## The quick part, before each commit: lint, types and the tests that are not slow
-	@$(BIN)/pytest -q -m "not slow"
+# The model, the graph, the steps by themselves, and one real launch a kind of caller: a minute at most.
+QUICK = tests/model tests/spec/test_graph_equality.py tests/spec/test_names.py tests/test_repository.py \
+	tests/test_deviations.py $(addprefix tests/runtime/test_,$(addsuffix .py,reference options identity paths runsc \
+	audit cleanup elf))
+
+check: setup-test lint ## The quick part, before each commit: lint, types, the model and the steps by themselves
+	@$(BIN)/pytest -q -m "not slow" $(QUICK)
 
 lint: setup-test ## ruff and mypy
 	@$(BIN)/ruff check --quiet .
