@@ -140,7 +140,10 @@ def _off(plan: Plan) -> tuple[int, dict[str, object]]:
 
 
 def _landlock(plan: Plan) -> tuple[int, dict[str, object]]:
-    """The reference's execute-only allowlist, without no_new_privs (gvisor.rs:893)."""
+    """The reference's execute-only allowlist, without no_new_privs (gvisor.rs:893).
+
+    Spec: GVisorRuntime!ConfineLandlock.
+    """
     try:
         restrict(plan["allow"])
     except PermissionError as error:
@@ -165,6 +168,7 @@ def restrict(allow: list[tuple[bytes, tuple[int, int]]]) -> None:
 
 
 def _locked(plan: Plan) -> tuple[int, dict[str, object]]:
+    """The private, locked mount namespace. Spec: GVisorRuntime!ConfineLocked."""
     step = "private mount namespace"
     try:
         if privileged():

@@ -79,7 +79,10 @@ class Place:
         return self.base_path + b"/" + self.component.encode()
 
     def take(self) -> None:
-        """Take the lock, or Busy. What a dead launch left under this id is collected."""
+        """Take the lock, or Busy. What a dead launch left under this id is collected.
+
+        Spec: Concurrent!Truncate.
+        """
         if self.locks < 0:
             self.locks = enter(self.base, b"locks", self.base_path + b"/locks", create=True)
         fd = take_lock(self.locks, self.component, self.base_path + b"/locks/" + self.component.encode(), create=True)
@@ -95,21 +98,30 @@ class Place:
         os.ftruncate(fd, 0)
 
     def own(self, pid: int) -> None:
-        """Write into the lock that process `pid` is the one that it is held for."""
+        """Write into the lock that process `pid` is the one that it is held for.
+
+        Spec: Concurrent!Own.
+        """
         with calls("Exec", self.path):
             line = owner_line(pid)
             os.pwrite(self.lock, line, 0)
             os.ftruncate(self.lock, len(line))
 
     def make(self) -> None:
-        """A new, empty, private directory for the container, after what an earlier launch left is gone."""
+        """A new, empty, private directory for the container, after what an earlier launch left is gone.
+
+        Spec: Concurrent!Make.
+        """
         remove_tree(self.base, self.component.encode(), self.problems.append)
         with calls("Prepare", self.path):
             make_directory(self.base, self.component)
         self.directory = enter(self.base, self.component.encode(), self.path, create=False)
 
     def remove(self) -> list[OSError]:
-        """Remove directory and lock; the failures, in order, when something has to stay."""
+        """Remove directory and lock; the failures, in order, when something has to stay.
+
+        Spec: Concurrent!RemoveTree, Unlink, Close.
+        """
         self.problems.clear()
         if self.directory >= 0:
             os.close(self.directory)
@@ -132,7 +144,10 @@ class Place:
 
 
 def take_lock(locks: int, component: str, path: bytes, *, create: bool) -> int | None:
-    """A locked descriptor of the lock file, or None when it is taken."""
+    """A locked descriptor of the lock file, or None when it is taken.
+
+    Spec: Concurrent!TakeLock.
+    """
     patience = COLLECTOR_TRIES
     while True:
         try:
@@ -175,7 +190,7 @@ def take_lock(locks: int, component: str, path: bytes, *, create: bool) -> int |
 def collect(base: int, base_path: bytes, locks: int) -> list[str]:
     """Remove what dead launches left below the base; the directories' names. Spec: GVisorRuntime!Collect.
 
-    A live launch is safe: its lock is held, or names a process that runs.
+    A live launch is safe: its lock is held, or names a process that runs. Spec: Concurrent!Finds.
     """
     gone = []
     for component in os.listdir(locks):

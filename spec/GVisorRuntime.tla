@@ -161,7 +161,7 @@ Prepare ==
     /\ UNCHANGED <<cause, options, alive, request, binary, held, staged, bundle, space, host, achieved, ran, budget>>
 
 (* The bytes that the judged descriptor gives. (The reference opens the path again,
-   gvisor.rs:834; Reference.tla.)                                                *)
+   gvisor.rs:834; MustFail.tla.)                                                 *)
 Taken == held
 
 (* What the four ways of staging have in common: the bytes still are the judged

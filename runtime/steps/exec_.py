@@ -92,7 +92,10 @@ def join(confined: Confined, plan: Mapping[str, Any]) -> None:
 
 
 def in_place(image: int, argv: list[bytes], env: dict[bytes, bytes]) -> NoReturn:
-    """Become the image; only failure returns, as ExecFailed with `restricted`, after which the process must exit."""
+    """Become the image; only failure returns, as ExecFailed with `restricted`, after which the process must exit.
+
+    Spec: GVisorRuntime!Exec.
+    """
     before = {number: signal.getsignal(number) for number in signal.valid_signals()}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     cwd = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

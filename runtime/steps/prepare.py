@@ -42,7 +42,10 @@ class Guest:
 
 
 def take_place(container_id: str, explicit: os.PathLike[str] | None, identity: Identity) -> Place:
-    """The open artifact base and the taken lock of this id; BadBase or Busy. What dead launches left is collected."""
+    """The open artifact base and the taken lock of this id; BadBase or Busy. What dead launches left is collected.
+
+    Spec: GVisorRuntime!Prepare.
+    """
     path = artifact_base(explicit, identity)
     place = Place(open_private(path, identity), path, state_component(container_id))
     try:

@@ -35,7 +35,10 @@ def found_out() -> c.Graph:
 
 
 def test_every_action_and_every_launch(driver: RealDriver) -> None:
-    """Each launch undisturbed, and each action once, on the real runtime around the stand-in."""
+    """Each launch undisturbed, and each action once, on the real runtime around the stand-in.
+
+    Spec: GVisorRuntime!Next.
+    """
     report = c.judge(driver, c.sample(found_out()))
     driver.close()
     assert report.conforms, report.table()
@@ -84,7 +87,10 @@ def some(edge: c.Edge) -> bool:
 
 @pytest.mark.slow
 def test_every_edge(place: Site, record_property: Record) -> None:
-    """Every edge happens and shows what the specification says, but for those of the table, which all still differ."""
+    """Every edge happens and shows what the specification says, but for those of the table, which all still differ.
+
+    Spec: GVisorRuntime!Next.
+    """
     report = judged_by_two(c.cover(graph()))
     assert set(report.findings) == set(graph().edges)
     not_passed = report.of(c.Verdict.FAILED, c.Verdict.UNSUPPORTED, c.Verdict.UNREACHED)

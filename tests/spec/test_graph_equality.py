@@ -163,7 +163,10 @@ def _shown(graph: g.Graph, node: int) -> str:
 
 
 def test_machine_has_exactly_the_steps_of_the_graph(record_property: Callable[[str, object], None]) -> None:
-    """Each step happens, each non-step is refused, at every reachable state."""
+    """Each step happens, each non-step is refused, at every reachable state.
+
+    Spec: GVisorRuntime!Next.
+    """
     found = walk(GRAPH)
     assert not found.differences, "\n".join(found.differences[:20])
     assert found.taken + found.events == len(GRAPH.edges)
