@@ -105,8 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     spec = verbs.add_parser("spec", help="check the specification and judge records by TLC (needs the extra: verify)")
     spec.add_argument(
         "verb",
-        choices=["check", "graph", "trace", "correspondence"],
-        help="model checking; the state graph; records; code and specification, side by side",
+        choices=["check", "graph", "mutants", "trace", "correspondence"],
+        help="model checking; the state graph; the kill matrix; records; code and specification side by side",
     )
     spec.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="the verb's own arguments; try --help")
     spec.set_defaults(command=_spec)
@@ -365,9 +365,15 @@ def _doctor(given: argparse.Namespace) -> int:
 
 
 def _spec(given: argparse.Namespace) -> int:
-    from nucleus_gvisor.spec import check, correspondence, graph, tlc, trace
+    from nucleus_gvisor.spec import check, correspondence, graph, mutants, tlc, trace
 
-    verbs = {"check": check.main, "graph": graph.main, "trace": trace.main, "correspondence": correspondence.main}
+    verbs = {
+        "check": check.main,
+        "graph": graph.main,
+        "mutants": mutants.main,
+        "trace": trace.main,
+        "correspondence": correspondence.main,
+    }
     try:
         return verbs[given.verb](given.rest)
     except (tlc.ToolMissing, tlc.TlcFailed, OSError) as error:
