@@ -202,7 +202,7 @@ def _locked(plan: Plan) -> tuple[int, dict[str, object]]:
         step = "lock"
         enter_user_namespace(linux.CLONE_NEWNS | (linux.CLONE_NEWNET if plan["network"] else 0))
         if plan["set"]:
-            image = _same_in_this_namespace(image, plan["place"] + b"/set/runsc")
+            image = _again_here(image, plan["place"] + b"/set/runsc")
         if plan["network"]:
             step = "network namespace"
             _loopback_up()
@@ -342,19 +342,13 @@ def _own_devices(devices: list[tuple[int, bytes]]) -> None:
     os.close(tree)
 
 
-def _same_in_this_namespace(image: int, path: bytes) -> int:
+def _again_here(image: int, path: bytes) -> int:
     """`image` opened again by path: runsc looks beside what /proc/self/exe names, and that must be in its namespace."""
-    again = _reopen_file(path, os.fstat(image))
+    again = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if not os.path.samestat(os.fstat(again), os.fstat(image)):
+        raise Refused("changed", os.fsdecode(path), 0, "another file than the one that was staged")
     os.close(image)
     return again
-
-
-def _reopen_file(path: bytes, status: os.stat_result) -> int:
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    seen = os.fstat(fd)
-    if (seen.st_dev, seen.st_ino) != (status.st_dev, status.st_ino):
-        raise Refused("changed", os.fsdecode(path), 0, "another file than the one that was staged")
-    return fd
 
 
 def lay_out(work: int, plan: Plan) -> None:

@@ -5,7 +5,7 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-from nucleus_gvisor.model.errors import BadArgument, RecordRejected, StepFailed
+from nucleus_gvisor.model.errors import BadArgument, StepFailed
 from nucleus_gvisor.model.record import TransitionRecord
 from nucleus_gvisor.model.replay import fold
 
@@ -114,6 +114,3 @@ class Record:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-
-__all__ = ["Record", "RecordRejected"]

@@ -2,14 +2,16 @@
 
 import os
 import secrets
+import select
 import signal as signals
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, NoReturn, Self
 
-from nucleus_gvisor.model.errors import BadBase, LaunchError
+from nucleus_gvisor.model.errors import LaunchError
 from nucleus_gvisor.runtime import _linux, runsc
 from nucleus_gvisor.runtime.audit import Record
 from nucleus_gvisor.runtime.bundle import OciBundle
@@ -17,7 +19,6 @@ from nucleus_gvisor.runtime.cleanup import state_component
 from nucleus_gvisor.runtime.identity import Identity
 from nucleus_gvisor.runtime.launch import Launch
 from nucleus_gvisor.runtime.options import (
-    Confinement,
     Enforcement,
     GVisorOciRunOptions,
     NetworkMode,
@@ -90,8 +91,6 @@ class SandboxProcess:
         ChildProcessError where someone else reaped it (the caller ignores SIGCHLD) and the kernel, before Linux 6.15,
         no longer knows the code.
         """
-        import select
-
         pidfd = self.pidfd
         if pidfd >= 0:
             poll = select.poll()
@@ -285,8 +284,6 @@ class GVisorRuntime:
         return SandboxProcess(launch)
 
     def _launch(self, container_id: str, bundle: Bundle, options: GVisorOciRunOptions, **how: object) -> Launch:
-        from dataclasses import replace
-
         if options.pin is None and self._pin is not None:
             options = replace(options, pin=self._pin)
         path = None if self._path is None else os.fsencode(self._path)
@@ -310,6 +307,3 @@ def _descriptor(stream: Stream, default: int) -> int:
     if stream is None:
         return default
     return stream if isinstance(stream, int) else stream.fileno()
-
-
-__all__ = ["BadBase", "Confinement", "GVisorRuntime", "RunscPath", "SandboxProcess"]

@@ -248,7 +248,7 @@ def enter(parent: int, name: bytes, path: bytes, *, create: bool) -> int:
                 pass
             except OSError as error:
                 # mkdir on a read-only file system answers EROFS even for a directory that is there.
-                if not _exists(parent, name):
+                if not exists(parent, name):
                     raise error from None
         try:
             return os.open(name, _DIRECTORY, dir_fd=parent)
@@ -273,7 +273,8 @@ def make_directory(parent: int, name: bytes | str) -> None:
     os.chmod(name, 0o700, dir_fd=parent)
 
 
-def _exists(parent: int, name: bytes) -> bool:
+def exists(parent: int, name: bytes | str) -> bool:
+    """Is there anything under `name` in the open directory."""
     try:
         os.stat(name, dir_fd=parent, follow_symlinks=False)
     except OSError:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from nucleus_gvisor.model.errors import (
-    ChildDied,
     ConfineFailed,
     Incompatible,
     LaunchError,
@@ -20,7 +19,6 @@ from nucleus_gvisor.model.errors import (
 )
 from nucleus_gvisor.runtime import _child, _linux, runsc
 from nucleus_gvisor.runtime.options import Confinement, GVisorOciRunOptions, NetworkMode, Platform, Program
-from nucleus_gvisor.runtime.paths import file_id
 from nucleus_gvisor.runtime.supervisor import Supervisor
 
 CANARIES = (b"/bin/true", b"/usr/bin/su", b"/bin/sh")
@@ -195,6 +193,3 @@ def lay_out_on_disk(directory: int, child_plan: dict[str, Any]) -> None:
             path=child_plan["place"],
             observed=error.strerror,
         ) from error
-
-
-__all__ = ["ChildDied", "Confined", "file_id"]

@@ -2,8 +2,10 @@
 
 import os
 import stat
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from nucleus_gvisor.model.errors import BadBundle
 from nucleus_gvisor.runtime import cleanup
@@ -69,8 +71,10 @@ def look_at_bundle(bundle: OciBundle) -> Guest:
     Spec: GVisorRuntime!Prepare.
     """
     sources: list[Source] = []
+    config = bundle.config
+    readonly = bool(config["root"].get("readonly", False))
     if bundle.rootfs is not None:
-        root = _source(os.fsencode(bundle.rootfs), "rootfs", _root_readonly(bundle), True)
+        root = _source(os.fsencode(bundle.rootfs), "rootfs", readonly, True)
         if not root.is_directory:
             raise BadBundle("rootfs is not a directory", step="Prepare", path=root.path)
         sources.append(root)
@@ -80,16 +84,12 @@ def look_at_bundle(bundle: OciBundle) -> Guest:
         sources.append(_source(bind.source, target, bind.readonly, bind.recursive))
         binds[bind.index] = target
     guest = Guest(bundle, tuple(sources), binds, None)
-    points = _mount_points(guest)
+    points = _mount_points(config, guest)
     if bundle.rootfs is None:
         return Guest(bundle, tuple(sources), binds, points)
-    if _root_readonly(bundle):
+    if readonly:
         _judge_mount_points(sources[0].path, points)
     return guest
-
-
-def _root_readonly(bundle: OciBundle) -> bool:
-    return bool(bundle.config["root"].get("readonly", False))
 
 
 def _source(path: bytes, target: str, readonly: bool, recursive: bool) -> Source:
@@ -108,10 +108,10 @@ def _source(path: bytes, target: str, readonly: bool, recursive: bool) -> Source
     return Source(real, file_id(status), target, readonly, recursive and is_directory, is_directory)
 
 
-def _mount_points(guest: Guest) -> tuple[tuple[str, bool], ...]:
+def _mount_points(config: Mapping[str, Any], guest: Guest) -> tuple[tuple[str, bool], ...]:
     by_target = {source.target: source for source in guest.sources}
     points = []
-    for index, mount in enumerate(guest.bundle.config.get("mounts") or []):
+    for index, mount in enumerate(config.get("mounts") or []):
         target = guest.binds.get(index)
         points.append((str(mount["destination"]), target is None or by_target[target].is_directory))
     return tuple(points)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from nucleus_gvisor.model.errors import Changed, LaunchError, NoSpace, PinMismatch, SafetyViolation, StepFailed
 from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime import elf
-from nucleus_gvisor.runtime.paths import calls, enter, file_id, make_directory
+from nucleus_gvisor.runtime.paths import calls, enter, exists, file_id, make_directory
 from nucleus_gvisor.runtime.steps.resolve import Judged, JudgedFile, Snapshot
 
 SEALS = linux.F_SEAL_SEAL | linux.F_SEAL_SHRINK | linux.F_SEAL_GROW | linux.F_SEAL_WRITE
@@ -233,7 +233,7 @@ def _copy(held: dict[str, Sealed], digests: dict[str, str], container: int, path
             )
         image = -1
         for target, item in held.items():
-            if "/" in target and not _exists(stage_fd, "gvisor-bin"):
+            if "/" in target and not exists(stage_fd, "gvisor-bin"):
                 make_directory(stage_fd, "gvisor-bin")
             fd = _write_copy(item, stage_fd, target, directory)
             if target == "runsc":
@@ -246,10 +246,6 @@ def _copy(held: dict[str, Sealed], digests: dict[str, str], container: int, path
             os.close(stage_fd)
     close(held)
     return Staged({"runsc": image}, digests, "copy", (image,), directory)
-
-
-def _exists(parent: int, name: str) -> bool:
-    return name in os.listdir(parent)
 
 
 def _write_copy(item: Sealed, parent: int, name: str, directory: bytes) -> int:
