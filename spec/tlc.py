@@ -150,6 +150,8 @@ def _tool(library: Path) -> list[str]:
         str(jar()),
         "tlc2.TLC",
         *("-tool", "-deadlock", "-workers", "1", "-fp", "0", "-metadir", "{scratch}"),
+        # Otherwise TLC looks for a lasso in what there is after 3 s: on a busy host, another one in fewer states.
+        *("-lncheck", "final"),
     ]
 
 
