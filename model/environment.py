@@ -21,10 +21,13 @@ class Disturbance:
     old: Value
     new: Value
     last: LaunchState
+    program: str = ""
+    """The only program that it can happen to; any when empty."""
 
     def possible(self, f: Facts) -> bool:
         """May it happen now: the launcher is alive, under way, and not past `last`."""
-        return f.alive and during(f.state, self.last) and getattr(f, self.field) == self.old
+        here = f.alive and during(f.state, self.last) and self.program in ("", f.program)
+        return here and getattr(f, self.field) == self.old
 
     def after(self, f: Facts) -> Facts:
         return replace(f, **{self.field: self.new})  # type: ignore[arg-type]
@@ -41,7 +44,7 @@ DISTURBANCES = (
     Disturbance("RemoveBinary", "path", "trusted", "absent", S.PREPARED),
     Disturbance("RewriteInPlace", "held", "trusted", "rewritten", S.PREPARED),
     Disturbance("OtherRelease", "pin", "match", "mismatch", S.PREPARED),
-    Disturbance("Impostor", "fit", True, False, S.STAGED),
+    Disturbance("Impostor", "fit", True, False, S.STAGED, program="runsc"),
     Disturbance("SpoilBase", "base", "absent", "hostile", S.RESOLVED),
     Disturbance("SpoilBundle", "bundle", "sound", "hostile", S.RESOLVED),
     Disturbance("OtherTakesLock", "lock", "free", "theirs", S.RESOLVED),

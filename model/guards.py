@@ -53,7 +53,7 @@ def PinAgrees(f: Facts) -> bool:
 
 
 def SpaceLeft(f: Facts) -> bool:
-    """Only the private copy needs the file system."""
+    """Only the private copy needs room of its size; where there is room for nothing, calls fail (CallsWork)."""
     return f.method != "copy" or f.space
 
 

@@ -1,7 +1,8 @@
 """The specification's invariants and action properties, each a function of facts under its own name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+from nucleus_gvisor.model import guards
 from nucleus_gvisor.model.facts import OPTIONS, Facts, type_ok
 from nucleus_gvisor.model.states import PATH, TERMINAL, LaunchState
 
@@ -56,6 +57,53 @@ def ProofIsOfConfinement(f: Facts) -> bool:
     return f.proved == (f.confined != "none")
 
 
+def ExecMeansAllWasWell(f: Facts) -> bool:
+    """What runs had everything that each step asks for."""
+    if f.image == "none":
+        return True
+    place = f.base == "private" and f.bundle == "sound" and f.lock == "ours" and "directory" in f.residue
+    copied = "stage" in f.residue and f.space if f.method == "copy" else "stage" not in f.residue
+    return f.request and f.fit and f.execve and place and copied
+
+
+def ConfinedMeansHostCan(f: Facts) -> bool:
+    """A confinement that is shown is the one asked for, on a host that has it and where the canaries stayed inside."""
+    if f.state != S.EXECD or f.confined == "none":
+        return True
+    has = f.landlock if f.confined == "landlock" else f.userns
+    return f.enforcement != "off" and f.confined == f.confinement and f.holds and has
+
+
+def SkippedMeansCannot(f: Facts) -> bool:
+    """With best effort it runs unconfined only where it could not be had."""
+    skipped = f.state == S.EXECD and f.confined == "none" and f.enforcement == "best_effort"
+    return not (skipped and guards.CanConfine(f))
+
+
+_TRUTHS: Mapping[str, Callable[[Facts], bool]] = {
+    "bad_request": lambda f: not f.request,
+    "not_found": lambda f: f.path == "absent",
+    "untrusted_binary": lambda f: f.path == "forged",
+    "untrusted_base": lambda f: f.base == "hostile",
+    "bad_bundle": lambda f: f.bundle == "hostile",
+    "busy": lambda f: f.lock == "theirs",
+    "pin_mismatch": lambda f: f.pin == "mismatch",
+    "no_space": lambda f: f.method == "copy" and not f.space,
+    "unfit": lambda f: f.program == "runsc" and not f.fit,
+    "incompatible": lambda f: guards.Required(f) and f.confinement == "landlock" and f.program == "runsc",
+    "cannot_confine": lambda f: guards.Required(f) and guards.Compatible(f) and not guards.Available(f),
+    "not_proved": lambda f: guards.Required(f) and guards.Compatible(f) and guards.Available(f) and not f.holds,
+    "exec_refused": lambda f: not f.execve,
+    "fault": lambda f: not f.calls,
+    "left_behind": lambda f: not f.calls,
+}
+
+
+def CauseIsTrue(f: Facts) -> bool:
+    """The error names what is so. Of `changed` nothing can be seen any more: the descriptor is let go of."""
+    return f.cause not in _TRUTHS or _TRUTHS[f.cause](f)
+
+
 INVARIANTS: tuple[Callable[[Facts], bool], ...] = (
     TypeOK,
     RunsVerifiedBytes,
@@ -66,6 +114,10 @@ INVARIANTS: tuple[Callable[[Facts], bool], ...] = (
     CauseIffFailed,
     ConfinedCanMount,
     ProofIsOfConfinement,
+    ExecMeansAllWasWell,
+    ConfinedMeansHostCan,
+    SkippedMeansCannot,
+    CauseIsTrue,
 )
 
 
@@ -93,7 +145,37 @@ def DeadDoNothing(f: Facts, g: Facts) -> bool:
     return f.alive or (g.state == f.state and g.image == f.image)
 
 
-STEPS: tuple[Callable[[Facts, Facts], bool], ...] = (OnlyForward, OptionsAreFixed, NeverLessConfined, DeadDoNothing)
+def CauseIsFinal(f: Facts, g: Facts) -> bool:
+    """The first reason is the one that is told."""
+    return f.cause in ("none", g.cause)
+
+
+def LeftMeansResidue(f: Facts, g: Facts) -> bool:
+    """Said to be left behind is only what is there, and by the step that leaves it."""
+    left = f.cause == "none" and g.cause == "left_behind"
+    return not left or (f.residue != frozenset() and g.residue == f.residue)
+
+
+def LockIsRespected(f: Facts, g: Facts) -> bool:
+    """While another launch has the id, its lock and the container's directory are let alone."""
+    return f.lock != "theirs" or (g.lock == f.lock and g.residue == f.residue)
+
+
+def BaseIsRespected(f: Facts, g: Facts) -> bool:
+    """A base that others could have prepared is not mended and not built upon."""
+    return f.base != "hostile" or (g.base == f.base and g.residue == f.residue)
+
+
+STEPS: tuple[Callable[[Facts, Facts], bool], ...] = (
+    OnlyForward,
+    OptionsAreFixed,
+    NeverLessConfined,
+    DeadDoNothing,
+    CauseIsFinal,
+    LeftMeansResidue,
+    LockIsRespected,
+    BaseIsRespected,
+)
 
 
 def violated(before: Facts, after: Facts) -> list[str]:

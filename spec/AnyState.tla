@@ -27,7 +27,9 @@ Says ==
     [TypeOK |-> TypeOK, RunsVerifiedBytes |-> RunsVerifiedBytes, PinHonoured |-> PinHonoured,
      RequiredMeansConfined |-> RequiredMeansConfined, NothingRunsUnlessExecd |-> NothingRunsUnlessExecd,
      FailedLeavesNothing |-> FailedLeavesNothing, CauseIffFailed |-> CauseIffFailed,
-     ConfinedCanMount |-> ConfinedCanMount, ProofIsOfConfinement |-> ProofIsOfConfinement]
+     ConfinedCanMount |-> ConfinedCanMount, ProofIsOfConfinement |-> ProofIsOfConfinement,
+     ExecMeansAllWasWell |-> ExecMeansAllWasWell, ConfinedMeansHostCan |-> ConfinedMeansHostCan,
+     SkippedMeansCannot |-> SkippedMeansCannot, CauseIsTrue |-> CauseIsTrue]
 
 (* Always true; the test reads what it prints. *)
 Reported == PrintT(<<"says", budget, {name \in DOMAIN Says : ~Says[name]}>>)

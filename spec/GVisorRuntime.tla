@@ -67,7 +67,7 @@ VARIABLES
     userns,       \* does the host permit what mount-locked needs
     landlock,     \* does it have Landlock
     holds,        \* do the canaries stay inside
-    space,        \* is there room for a copy
+    space,        \* is there room for a copy of runsc
     execve,       \* does the kernel accept the image
     calls,        \* do the system calls work that every step needs
     (* what was achieved *)
@@ -120,7 +120,7 @@ UsesSealed      == method = "sealed"
 UsesSet         == method = "set"
 UsesCopy        == method = "copy"
 UsesStore       == method = "store"
-SpaceLeft       == ~UsesCopy \/ space   \* only the private copy needs the file system
+SpaceLeft       == ~UsesCopy \/ space   \* see FillDisk
 Fit             == fit
 Asked           == enforcement # "off"  \* rootless or not: the reference asks only when rootless, gvisor.rs:363
 Required        == enforcement = "required"
@@ -189,19 +189,19 @@ StageStore == UsesStore /\ Stage /\ UNCHANGED residue
 
 (* What both confinements have in common: the host can, and a canary sent ahead
    could neither execute a host file nor undo what was done.                     *)
-Confine ==
+Confine(how) ==
     /\ Alive /\ state = "Staged" /\ Fit /\ Asked /\ Available /\ Holds
-    /\ state' = "Confined" /\ confined' = confinement /\ proved' = TRUE
+    /\ state' = "Confined" /\ confined' = how /\ proved' = TRUE
     /\ UNCHANGED <<cause, options, alive, request, binary, held, staged, place, lock, residue, host, ran, budget>>
 
 (* A private mount namespace whose mounts are NOSUID and NOEXEC, except the
    guest's own, and a nested user namespace that locks these flags.
    runtime/steps/confine.py: start, and runtime/_child.py in the child           *)
-ConfineLocked == WantsLocked /\ Confine
+ConfineLocked == WantsLocked /\ Confine("mount-locked")
 
 (* Landlock with an execute-only allowlist, for programs that do not mount.
    runtime/steps/confine.py: start, and runtime/_child.py in the child           *)
-ConfineLandlock == WantsLandlock /\ Compatible /\ Confine
+ConfineLandlock == WantsLandlock /\ Compatible /\ Confine("landlock")
 
 (* No confinement, because none was asked for, or because what was asked for as a
    best effort cannot be had. The record says that it was not achieved.
@@ -355,9 +355,10 @@ OtherRelease ==
     /\ pin = "match" /\ Strikes("Prepared") /\ pin' = "mismatch"
     /\ UNCHANGED <<launcher, request, path, fit, held, place, lock, host>>
 
-(* A trusted program that is not runsc, or a runsc that lacks the platform. *)
+(* A trusted program that is not runsc, or a runsc that lacks the platform. Of a
+   program that was not to be runsc nothing is asked that it could answer wrongly. *)
 Impostor ==
-    /\ fit = TRUE /\ Strikes("Staged") /\ fit' = FALSE
+    /\ fit = TRUE /\ program = "runsc" /\ Strikes("Staged") /\ fit' = FALSE
     /\ UNCHANGED <<launcher, request, path, pin, held, place, lock, host>>
 
 (* A link, a foreign owner or a loose mode where the artifact base should be. *)
@@ -375,7 +376,9 @@ OtherTakesLock ==
     /\ lock = "free" /\ Strikes("Resolved") /\ lock' = "theirs"
     /\ UNCHANGED <<launcher, request, binary, held, place, host>>
 
-(* No blocks, no inodes, or a file-size limit. *)
+(* The base's file system, or a quota on it, has no room for a copy of runsc, some
+   tens of megabytes: that only StageCopy asks about. Where there is room for nothing
+   at all, not for a directory or a line of the record, calls fail: BreakCall.       *)
 FillDisk ==
     /\ space = TRUE /\ Strikes("Prepared") /\ space' = FALSE
     /\ UNCHANGED <<launcher, request, binary, held, base, bundle, lock, host>>
@@ -400,7 +403,7 @@ RefuseExecve ==
     /\ execve = TRUE /\ Strikes("Confined") /\ execve' = FALSE
     /\ UNCHANGED <<launcher, request, binary, held, place, lock, userns, landlock, holds, calls>>
 
-(* Any other system call fails from here on. *)
+(* Any other system call fails from here on: EIO, ENOMEM, a full file system. *)
 BreakCall ==
     /\ calls = TRUE /\ Strikes("Confined") /\ calls' = FALSE
     /\ UNCHANGED <<launcher, request, binary, held, place, lock, userns, landlock, holds, execve>>
@@ -487,6 +490,45 @@ ConfinedCanMount == guest # "stuck"
 (* There is proof exactly of what was achieved. *)
 ProofIsOfConfinement == proved <=> (confined # "none")
 
+(* What runs had everything that each step asks for: no guard was passed by. The
+   place is private and ours by its lock, the bundle sound, the binary fit; and a
+   copy lies on disk exactly when a copy was asked for, and had room there.        *)
+ExecMeansAllWasWell ==
+    image # "none" =>
+        /\ request /\ fit /\ execve
+        /\ base = "private" /\ bundle = "sound" /\ lock = "ours" /\ "directory" \in residue
+        /\ ("stage" \in residue) <=> (method = "copy")
+        /\ (method = "copy") => space
+
+(* A confinement that the record shows is the one asked for, on a host that has it
+   and where the canaries stayed inside: nobody is told of one that was not there. *)
+ConfinedMeansHostCan ==
+    (state = "Exec'd" /\ confined # "none") =>
+        /\ enforcement # "off" /\ confined = confinement /\ holds
+        /\ IF confined = "landlock" THEN landlock ELSE userns
+
+(* Best effort is an effort: it runs unconfined only where it could not be had. *)
+SkippedMeansCannot ==
+    (state = "Exec'd" /\ confined = "none" /\ enforcement = "best_effort") => ~CanConfine
+
+(* The error names what is so: whoever mends what it says mends the right thing.
+   (`changed` is not here: what it speaks of is let go of with the descriptor.)    *)
+CauseIsTrue ==
+    /\ (cause = "bad_request") => ~request
+    /\ (cause = "not_found") => path = "absent"
+    /\ (cause = "untrusted_binary") => path = "forged"
+    /\ (cause = "untrusted_base") => base = "hostile"
+    /\ (cause = "bad_bundle") => bundle = "hostile"
+    /\ (cause = "busy") => lock = "theirs"
+    /\ (cause = "pin_mismatch") => pin = "mismatch"
+    /\ (cause = "no_space") => (method = "copy" /\ ~space)
+    /\ (cause = "unfit") => (program = "runsc" /\ ~fit)
+    /\ (cause = "incompatible") => (Required /\ confinement = "landlock" /\ program = "runsc")
+    /\ (cause = "cannot_confine") => (Required /\ Compatible /\ ~Available)
+    /\ (cause = "not_proved") => (Required /\ Compatible /\ Available /\ ~holds)
+    /\ (cause = "exec_refused") => ~execve
+    /\ (cause \in {"fault", "left_behind"}) => ~calls
+
 --------------------------------------------------------------------------------
 (* Action properties. *)
 
@@ -510,6 +552,20 @@ NeverLessConfined ==
 
 (* A killed launcher changes no state and starts nothing. *)
 DeadDoNothing == [][~alive => (state' = state /\ image' = image)]_vars
+
+(* The first reason is the one that is told; what goes wrong after it hides it not. *)
+CauseIsFinal == [][(cause # "none") => (cause' = cause)]_vars
+
+(* "left_behind" is said only of what is there, and by the step that leaves it. *)
+LeftMeansResidue ==
+    [][(cause = "none" /\ cause' = "left_behind") => (residue # {} /\ residue' = residue)]_vars
+
+(* While another launch has the id, this one neither takes the lock nor touches the
+   container's directory.                                                        *)
+LockIsRespected == [][(lock = "theirs") => (lock' = lock /\ residue' = residue)]_vars
+
+(* A base that others could have prepared is not mended and not built upon. *)
+BaseIsRespected == [][(base = "hostile") => (base' = base /\ residue' = residue)]_vars
 
 --------------------------------------------------------------------------------
 (* Liveness, under Fairness. *)

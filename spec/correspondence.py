@@ -525,7 +525,7 @@ class _Model:
             str(action),
             "Environment",
             call.lineno,
-            asks={str(name): _tla(old)},
+            asks={str(name): _tla(old), **{str(k.arg): _tla(self._value(k.value)) for k in call.keywords}},
             changes={str(name): _tla(new)},
             until=str(last),
         )

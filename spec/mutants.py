@@ -17,6 +17,9 @@ TLC makes the graph of the specification with many such changes at once, and its
 That speaks for each alone: it has no more steps than all together, no fewer than the specification, and they lead to
 the same states.
 
+A mutant all of whose own steps leave every variable as it is stutters: no property can speak of these steps, because a
+behaviour of TLA+ may stutter anywhere. The machine must refuse them all the same, so graph equality is what kills it.
+
 Temporal properties are refuted by stuttering: in `owed` the module keeps what was promised and has not come about, and
 where something is owed and no fair action is enabled, staying there for ever is a fair behaviour that breaks the
 promise. A mutant that could be refuted only by a longer cycle would be said to survive, never the other way round.
@@ -426,8 +429,8 @@ def schema(module: Module, given: Mapping[int, Mutant], asked: Properties) -> st
             *(f"M{n}b == {_body(module, [m.beside])}" for n, m in changed.items() if m.beside),
             *(_choice(action, changed) for action in actions),
             *(_group(module, name) for name in sorted({*ROOTS, *terms.values()} - set(actions))),
-            _says("Says", {name: name for name in asked.invariants}),
-            _says("Steps", asked.steps),
+            *_says("State", {name: name for name in asked.invariants}),
+            *_says("Step", asked.steps),
             *_owing(asked),
             # What is fair once a term is gone, and what is fair always.
             *(_stuck(f"Stuck{n}", [terms[term] for term in terms if term != gone]) for n, gone in unfair.items()),
@@ -440,12 +443,12 @@ def schema(module: Module, given: Mapping[int, Mutant], asked: Properties) -> st
             "SchemaNext == (Usual \\/ Strange) /\\ UNCHANGED quiet /\\ owed' = NextOwed",
             'Killed(m, names) == names = {} \\/ PrintT(<<"killed", m, names>>)',
             "StatesJudged ==",
-            "  /\\ Killed(mutant, {name \\in DOMAIN Says : ~Says[name]})",
+            "  /\\ StateIsSound \\/ Killed(mutant, BrokenInState)",
             "  /\\ owed = {} \\/ ~Stuck \\/ Killed(mutant, owed)",
             *(f"  /\\ mutant # 0 \\/ owed = {{}} \\/ ~Stuck{n} \\/ Killed({n}, owed)" for n in unfair),
             "StepsJudged ==",
-            "  /\\ Killed(mutant', {name \\in DOMAIN Steps : ~Steps[name]})",
-            "  /\\ mutant = mutant' \\/ PrintT(<<\"differs\", mutant', quiet>>)",
+            "  /\\ StepIsSound \\/ Killed(mutant', BrokenInStep)",
+            '  /\\ mutant = mutant\' \\/ PrintT(<<IF vars\' = vars THEN "stutters" ELSE "differs", mutant\', quiet>>)',
             "====",
             "",
         ]
@@ -478,9 +481,12 @@ def _group(module: Module, name: str) -> str:
     return f"X{name} == " + " \\/ ".join(f"X{action}" for action in module.leaves(name))
 
 
-def _says(name: str, formulas: Mapping[str, str]) -> str:
-    fields = ", ".join(f"{field} |-> ({formula})" for field, formula in formulas.items())
-    return f"{name} == [{fields}]" if fields else f"{name} == <<>>"
+def _says(what: str, formulas: Mapping[str, str]) -> Iterator[str]:
+    """Do all `formulas` hold, which is cheap to ask of the many states and steps of which they do; and which do not."""
+    yield from (f"{what}{name} == {formula}" for name, formula in formulas.items())
+    yield f"{what}IsSound == TRUE" + "".join(f" /\\ {what}{name}" for name in formulas)
+    broken = (f' \\union (IF {what}{name} THEN {{}} ELSE {{"{name}"}})' for name in formulas)
+    yield f"BrokenIn{what} == {{}}" + "".join(broken)
 
 
 def _owing(asked: Properties) -> Iterator[str]:
@@ -542,6 +548,8 @@ def graph_of(chosen: Iterable[Mutant], folder: Path = HERE) -> graph.Graph:
 
 EQUALITY = "graph equality"
 """Stands for a killer when no property is one."""
+STUTTERS = f"{EQUALITY}: only stutters"
+"""The same, where no property could be one."""
 EQUIVALENT = "equivalent"
 
 
@@ -556,6 +564,8 @@ class Judged:
     """Has it another graph than the committed one."""
     digest: str = ""
     """Of its graph, if that is the committed one."""
+    stutters: bool = False
+    """Does none of the steps in which the graphs differ change anything."""
 
     @property
     def verdict(self) -> list[str]:
@@ -563,11 +573,11 @@ class Judged:
         if self.killers:
             return list(self.killers)
         if self.differs:
-            return [EQUALITY]
+            return [STUTTERS if self.stutters else EQUALITY]
         return [f"{EQUIVALENT} {self.digest}"] if self.digest else []
 
 
-_REPORT = re.compile(r'<<\s*"(killed|differs)",\s*(\d+),\s*(?:\{([^}]*)\}|(TRUE|FALSE))\s*>>')
+_REPORT = re.compile(r'<<\s*"(killed|differs|stutters)",\s*(\d+),\s*(?:\{([^}]*)\}|(TRUE|FALSE))\s*>>')
 
 
 def judge(folder: Path = HERE) -> list[Judged]:
@@ -576,13 +586,19 @@ def judge(folder: Path = HERE) -> list[Judged]:
     asked, found = properties(module, folder), dict(enumerate(mutants(module), 1))
     parts = [{n: m for n, m in found.items() if n % WORKERS == rest} for rest in range(WORKERS)]
     with ThreadPoolExecutor(WORKERS) as pool:
-        kills, differing = _reports(pool.map(lambda part: _walk(schema(module, part, asked), folder), parts))
+        kills, moving, differing = _reports(pool.map(lambda part: _walk(schema(module, part, asked), folder), parts))
         silent = [m for n, m in found.items() if n not in kills and n not in differing and m.kind != "fairness"]
         _, hashes = graph.loads((folder / "graph.json").read_text())
-        layers = [*_layers(m for m in silent if not m.beside), *_layers(m for m in silent if m.beside)]
+        layers = _layers(silent)
         proved = {m for part in pool.map(lambda layer: _prove(layer, hashes["graph"], folder), layers) for m in part}
     return [
-        Judged(m, tuple(sorted(kills.get(n, ()))), n in differing, hashes["graph"] if m in proved else "")
+        Judged(
+            m,
+            tuple(sorted(kills.get(n, ()))),
+            n in differing,
+            hashes["graph"] if m in proved else "",
+            n in differing - moving,
+        )
         for n, m in found.items()
     ]
 
@@ -598,18 +614,22 @@ def _walk(text: str, folder: Path) -> str:
     return verdict.text
 
 
-def _reports(texts: Iterable[str]) -> tuple[dict[int, set[str]], set[int]]:
+def _reports(texts: Iterable[str]) -> tuple[dict[int, set[str]], set[int], set[int]]:
+    """Who is killed by what, who has a step of its own that changes something, and who has one at all."""
     kills: dict[int, set[str]] = {}
-    differing = set()
+    moving, differing = set(), set()
     for text in texts:
         for what, number, names, quiet in _REPORT.findall(text):
             if what == "killed":
                 kills.setdefault(int(number), set()).update(re.findall(r"\w+", names))
-            elif quiet == "FALSE":  # the committed graph has no undisturbed launches
+                continue
+            if what == "differs":
+                moving.add(int(number))
+            if quiet == "FALSE":  # the committed graph has no undisturbed launches
                 differing.add(int(number))
     if 0 in kills:
         raise RewriteError(f"the specification itself, without a change, violates {', '.join(sorted(kills[0]))}")
-    return kills, differing
+    return kills, moving, differing
 
 
 def _layers(silent: Iterable[Mutant]) -> list[list[Mutant]]:
@@ -617,15 +637,19 @@ def _layers(silent: Iterable[Mutant]) -> list[list[Mutant]]:
     layers: list[list[Mutant]] = []
     guards: dict[str, list[Place]] = {}
     for mutant in silent:
-        its = guards.setdefault(mutant.action, [])
-        # What is inside a guard that is dropped anyway goes with it.
-        within = [n for n, place in enumerate(its) if mutant.place[: len(place)] == place]
-        layer = within[0] if within else len(its) if mutant.kind == "guard" else 0
-        if mutant.kind == "guard" and not within:
-            its.append(mutant.place)
+        layer = max(_layer(one, guards.setdefault(one.action, [])) for one in (mutant, mutant.beside) if one)
         layers += [[] for _ in range(layer + 1 - len(layers))]
         layers[layer].append(mutant)
     return layers
+
+
+def _layer(mutant: Mutant, its: list[Place]) -> int:
+    # What is inside a guard that is dropped anyway goes with it.
+    within = [n for n, place in enumerate(its) if mutant.place[: len(place)] == place]
+    if within or mutant.kind != "guard":
+        return within[0] if within else 0
+    its.append(mutant.place)
+    return len(its) - 1
 
 
 def _prove(silent: Sequence[Mutant], committed: str, folder: Path) -> set[Mutant]:
@@ -690,6 +714,7 @@ def summary(found: Sequence[Judged]) -> dict[str, int]:
         "mutants": len(found),
         "killed by a property": sum(bool(judged.killers) for judged in found),
         "killed by graph equality only": sum(judged.verdict == [EQUALITY] for judged in found),
+        "that only stutter": sum(judged.verdict == [STUTTERS] for judged in found),
         "equivalent": sum(bool(judged.digest) and not judged.killers for judged in found),
         "surviving": sum(not judged.verdict for judged in found),
     }
@@ -707,7 +732,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began = time.perf_counter()
     found = judge(options.folder)
     for judged in found:
-        killed = f"killed by {', '.join(judged.killers or [EQUALITY])}" if judged.killers or judged.differs else ""
+        killed = f"killed by {', '.join(judged.verdict)}" if judged.killers or judged.differs else ""
         print(f"{judged.mutant.name:70} {killed or (EQUIVALENT if judged.digest else 'SURVIVES')}")
     if options.json:
         options.json.write_text(json.dumps([_row(judged) for judged in found], indent=1) + "\n")

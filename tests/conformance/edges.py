@@ -43,7 +43,6 @@ NOT_FOUND_OUT = (
         "runsc under Landlock is refused before anything is started",
         {"enforcement": "required", "confinement": "landlock", "program": "runsc"},
     ),
-    Known("FailUnfit", "a program that is not runsc is asked nothing", {"program": "plain"}),
 )
 """Failures that the specification allows beside another one that the launcher meets first: it looks in a fixed order.
 

@@ -63,6 +63,11 @@ def test_no_step_starts_what_was_not_staged(facts: Facts) -> None:
                 assert after.cause != "none" and after.staged == after.held == "nothing" and after.lock != "ours"
 
 
+RAN: dict[str, Any] = launch(S.EXECD).facts.as_dict() | {"state": S.EXECD, "residue": frozenset({"directory"})}
+COPIED: dict[str, Any] = RAN | {"method": "copy", "residue": frozenset({"directory", "stage"})}
+CAUSES = {str(cause) for cause in DOMAINS["cause"]} - {"none"}
+
+
 @pytest.mark.parametrize(
     ("changes", "law"),
     [
@@ -80,6 +85,33 @@ def test_no_step_starts_what_was_not_staged(facts: Facts) -> None:
         ({"guest": "stuck", "image": "trusted", "state": S.EXECD}, "ConfinedCanMount"),
         ({"proved": True}, "ProofIsOfConfinement"),
         ({"confined": "landlock"}, "ProofIsOfConfinement"),
+        ({**RAN, "request": False}, "ExecMeansAllWasWell"),
+        ({**RAN, "fit": False}, "ExecMeansAllWasWell"),
+        ({**RAN, "execve": False}, "ExecMeansAllWasWell"),
+        ({**RAN, "base": "hostile"}, "ExecMeansAllWasWell"),
+        ({**RAN, "bundle": "hostile"}, "ExecMeansAllWasWell"),
+        ({**RAN, "lock": "free"}, "ExecMeansAllWasWell"),
+        ({**RAN, "residue": frozenset()}, "ExecMeansAllWasWell"),
+        ({**RAN, "method": "copy"}, "ExecMeansAllWasWell"),
+        ({**RAN, "residue": frozenset({"directory", "stage"})}, "ExecMeansAllWasWell"),
+        ({**COPIED, "space": False}, "ExecMeansAllWasWell"),
+        ({**RAN, "enforcement": "off"}, "ConfinedMeansHostCan"),
+        ({**RAN, "confinement": "landlock"}, "ConfinedMeansHostCan"),
+        ({**RAN, "holds": False}, "ConfinedMeansHostCan"),
+        ({**RAN, "userns": False}, "ConfinedMeansHostCan"),
+        ({**RAN, "confined": "landlock", "confinement": "landlock", "landlock": False}, "ConfinedMeansHostCan"),
+        ({**RAN, "confined": "none", "proved": False, "enforcement": "best_effort"}, "SkippedMeansCannot"),
+        *(({"state": S.FAILED, "cause": cause}, "CauseIsTrue") for cause in CAUSES - {"changed"}),
+        *(
+            ({"state": S.FAILED, "cause": cause, "enforcement": "best_effort", **world}, "CauseIsTrue")
+            for cause, world in (
+                ("incompatible", {"confinement": "landlock"}),
+                ("cannot_confine", {"userns": False}),
+                ("not_proved", {"holds": False}),
+            )
+        ),
+        ({"state": S.FAILED, "cause": "no_space", "space": False}, "CauseIsTrue"),
+        ({"state": S.FAILED, "cause": "unfit", "fit": False, "program": "plain"}, "CauseIsTrue"),
         ({"residue": frozenset({"house"})}, "TypeOK"),
         ({"held": "verified"}, "TypeOK"),
     ],
@@ -105,6 +137,14 @@ def test_each_invariant_can_fail(changes: dict[str, Any], law: str) -> None:
         ({"confined": "mount-locked"}, {"confined": "landlock"}, "NeverLessConfined"),
         ({"alive": False}, {"alive": False, "state": S.RESOLVED}, "DeadDoNothing"),
         ({"alive": False}, {"alive": False, "image": "trusted"}, "DeadDoNothing"),
+        ({"cause": "busy"}, {"cause": "fault"}, "CauseIsFinal"),
+        ({"cause": "busy"}, {"cause": "none"}, "CauseIsFinal"),
+        ({}, {"cause": "left_behind"}, "LeftMeansResidue"),
+        ({"residue": frozenset({"stage"})}, {"cause": "left_behind"}, "LeftMeansResidue"),
+        ({"lock": "theirs"}, {"lock": "ours"}, "LockIsRespected"),
+        ({"lock": "theirs"}, {"lock": "theirs", "residue": frozenset({"directory"})}, "LockIsRespected"),
+        ({"base": "hostile"}, {"base": "private"}, "BaseIsRespected"),
+        ({"base": "hostile"}, {"base": "hostile", "residue": frozenset({"directory"})}, "BaseIsRespected"),
     ],
     ids=str,
 )
