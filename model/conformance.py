@@ -55,8 +55,8 @@ class Edge:
 
     def __str__(self) -> str:
         facts = self.source.facts
-        usual = Facts(state=facts.state)
-        told = [f"{name}={_shown(value)}" for name, value in facts.as_dict().items() if value != getattr(usual, name)]
+        usual = Facts(state=facts.state).as_dict()
+        told = [f"{name}={_shown(value)}" for name, value in facts.as_dict().items() if value != usual[name]]
         place = f"{facts.state.value} ({', '.join(told)})" if told else facts.state.value
         return f"{self.action} at {place}" if self.offered else f"{self.action}, not offered at {place}"
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import secrets
 import signal
 import sys
@@ -10,12 +11,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from nucleus_gvisor.model.errors import BadArgument, LaunchError, RecordRejected
-from nucleus_gvisor.model.record import parse_all
-from nucleus_gvisor.model.replay import by_launch, complete, fold
+from nucleus_gvisor.model.errors import BadArgument, Error, LaunchError
+from nucleus_gvisor.runtime import audit
 from nucleus_gvisor.runtime.audit import Record
 from nucleus_gvisor.runtime.bundle import OciBundle
+from nucleus_gvisor.runtime.errors import SandboxError
 from nucleus_gvisor.runtime.gvisor import GVisorRuntime, SandboxProcess
+from nucleus_gvisor.runtime.limits import Limits
 from nucleus_gvisor.runtime.options import (
     Confinement,
     Enforcement,
@@ -24,12 +26,19 @@ from nucleus_gvisor.runtime.options import (
     Platform,
     StageMethod,
 )
+from nucleus_gvisor.runtime.sandbox import Sandbox, limited
 from nucleus_gvisor.runtime.streams import Relay, open_standard_descriptors
 
 OURS = 125
 """Exit code when the launch failed; the guest never ran."""
 TIMED_OUT = 124
 """Exit code when --timeout ended the guest, as timeout(1) has it."""
+BY_LIMIT = 137
+"""Exit code when a limit ended the guest, 128 + SIGKILL, as container engines have it."""
+MAX_SECONDS = 2_000_000
+"""The longest --timeout, 23 days."""
+_SIZE = re.compile(r"([0-9]{1,15})([KMGkmg]?)", re.ASCII)
+_USER = re.compile(r"([0-9]{1,10})(?::([0-9]{1,10})?)?", re.ASCII)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
 
 
-def _complain(error: LaunchError) -> None:
+def _complain(error: Error) -> None:
     line = f"nucleus-gvisor: {error}"
     coloured = sys.stderr is not None and sys.stderr.isatty()
     print(_red(line) if coloured else line, file=sys.stderr)
@@ -70,8 +79,17 @@ def _red(text: str) -> str:
 # ---- arguments ----
 
 
+class _Parser(argparse.ArgumentParser):
+    """Refuses `--option=--`, of which argparse makes an empty list, whatever type the value should have."""
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if action.option_strings and arg_strings == ["--"]:
+            self.error(f"argument {'/'.join(action.option_strings)}: expected a value, not --")
+        return super()._get_values(action, arg_strings)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="nucleus-gvisor", description="Launch untrusted programs under gVisor, verified and on record."
     )
     verbs = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -81,9 +99,19 @@ def _parser() -> argparse.ArgumentParser:
         description="Run COMMAND in a new sandbox and exit with its exit code (125: the launch failed, 124: timeout).",
     )
     _add_launch(run)
+    _add_limits(run)
+    run.add_argument("--max-output", metavar="BYTES", type=_size, help="end the guest when it writes more to a stream")
     run.add_argument("--json", action="store_true", help="print one JSON object, last on standard output")
     run.add_argument("--show", action="store_true", help="show the states passed and the record, on standard error")
     run.set_defaults(command=_run)
+    shell = verbs.add_parser(
+        "shell",
+        help="work in a new sandbox on a terminal",
+        description="Run COMMAND (default: sh) on a terminal in a new sandbox, and exit with its exit code.",
+    )
+    _add_launch(shell)
+    _add_limits(shell)
+    shell.set_defaults(command=_shell)
     explain = verbs.add_parser(
         "explain",
         help="show what `run` would do, and do nothing",
@@ -98,19 +126,66 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--artifact-base", metavar="DIR", type=Path, help="judge this artifact base")
     doctor.add_argument("--pin", metavar="SHA256", help="the runsc that may run")
     doctor.set_defaults(command=_doctor)
-    audit = verbs.add_parser("audit", help="judge records").add_subparsers(required=True, metavar="VERB")
-    verify = audit.add_parser("verify", help="say whether records are behaviours of the specification")
-    verify.add_argument("files", nargs="+", metavar="FILE", type=Path)
+    _add_owner(verbs)
+    audits = verbs.add_parser("audit", help="judge records").add_subparsers(required=True, metavar="VERB")
+    verify = audits.add_parser(
+        "verify",
+        help="say whether records are behaviours of the specification",
+        description="Judge launch records. Exit code 0: each is accepted to its end, or to its --head; 1: something is "
+        "rejected, or cannot be read; 3: neither, but a launch has no end: it was killed, or its tail was cut.",
+    )
+    verify.add_argument(
+        "files", nargs="+", metavar="FILE", type=Path, help=f"a record, or a directory with *{audit.SUFFIX} below it"
+    )
+    verify.add_argument(
+        "--head", metavar="SHA256", action="append", default=[], type=_digest,
+        help="the last line's hash, as the launch's `head` had it: some record must end there; can be repeated",
+    )  # fmt: skip
+    verify.add_argument("--json", action="store_true", help="print one JSON object")
     verify.set_defaults(command=_verify)
     spec = verbs.add_parser("spec", help="check the specification and judge records by TLC (needs the extra: verify)")
     spec.add_argument(
         "verb",
         choices=["check", "graph", "mutants", "trace", "correspondence"],
-        help="model checking; the state graph; the kill matrix; records; code and specification side by side",
+        help="all that joins specification and code; the state graph; the kill matrix; records; both sides in a table",
     )
     spec.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="the verb's own arguments; try --help")
     spec.set_defaults(command=_spec)
     return parser
+
+
+def _add_owner(verbs: Any) -> None:
+    ps = verbs.add_parser("ps", help="list the sandboxes that run")
+    ps.add_argument("--json", action="store_true", help="print one JSON object a line")
+    ps.set_defaults(command=_ps)
+    kill = verbs.add_parser("kill", help="end sandboxes")
+    kill.add_argument("ids", nargs="+", metavar="ID")
+    kill.set_defaults(command=_kill)
+    gc = verbs.add_parser("gc", help="remove what launches that were killed left; each launch does so too")
+    gc.set_defaults(command=_gc)
+    for verb in (ps, kill, gc):
+        verb.add_argument("--artifact-base", metavar="DIR", type=Path, help="where launches keep their directories")
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--memory", metavar="BYTES", type=_size, help="memory of the whole sandbox (suffixes: K, M, G)")
+    add("--cpus", metavar="NUMBER", type=float, help="processors, 0.5 being half of one's time")
+    add("--pids", metavar="NUMBER", type=int, help="processes and threads of the guest")
+    add("--limits", choices=["required", "best_effort"], default="required", help="what cannot be enforced fails "
+        "(default), or goes without")  # fmt: skip
+
+
+def limits_of(given: argparse.Namespace) -> Limits:
+    """The limits that the arguments mean."""
+    return Limits(memory=given.memory, cpus=given.cpus, pids=given.pids, enforcement=given.limits)
+
+
+def _size(text: str) -> int:
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number of bytes, or one with K, M or G")
+    return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2].upper()]
 
 
 def _add_launch(parser: argparse.ArgumentParser) -> None:
@@ -138,7 +213,7 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
     add("--cwd", metavar="DIR", default="/", help="the guest's working directory (default: /)")
     add("--hostname", metavar="NAME", default="gvisor", help="the guest's host name (default: gvisor)")
     add("--user", metavar="UID[:GID]", default="0:0", help="the guest's user (default: 0:0)")
-    add("--timeout", metavar="SECONDS", type=float, help="end the guest after this time, with exit code 124")
+    add("--timeout", metavar="SECONDS", type=_seconds, help="end the guest after this time, with exit code 124")
     add("--allow-hooks", action="store_true", help="accept the bundle's hooks; they run on the host")
     add("words", metavar="COMMAND", nargs=argparse.REMAINDER, help="the command and its arguments, after --")
 
@@ -190,10 +265,21 @@ def bundle_of(given: argparse.Namespace) -> OciBundle | Path:
 
 
 def _user(text: str) -> tuple[int, int]:
-    uid, _, gid = text.partition(":")
-    if not (uid.isdecimal() and (gid or "0").isdecimal()):
+    match = _USER.fullmatch(text)
+    if match is None:
         raise BadArgument("user refused", step="Resolve", observed=text, expected="UID or UID:GID, in digits")
-    return int(uid), int(gid or uid)
+    return int(match[1]), int(match[2] or match[1])
+
+
+def _seconds(text: str) -> float:
+    """A time to wait: nan, inf and what poll(2) cannot count in milliseconds are no times."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0
+    if not 0 < seconds <= MAX_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text}: expected more than 0 and at most {MAX_SECONDS} seconds")
+    return seconds
 
 
 def _environment(entries: Sequence[str]) -> dict[str, str] | None:
@@ -233,11 +319,9 @@ def _run(given: argparse.Namespace) -> int:
     relay = None
     try:
         runtime, bundle, options = runtime_of(given.runsc), bundle_of(given), options_of(given)
-        relay = Relay()
-        stdin, stdout, stderr = relay.stdio
-        process = runtime.spawn(
-            container, bundle, options, stdin=stdin, stdout=stdout, stderr=stderr, die_with_thread=True
-        )
+        limits = limits_of(given)
+        relay = Relay(limit=given.max_output)
+        process = limited(limits, runtime, container, bundle, options, relay.stdio)
     except LaunchError as error:
         if relay is not None:
             relay.drain()
@@ -248,6 +332,55 @@ def _run(given: argparse.Namespace) -> int:
     code = _wait(process, relay, given.timeout)
     _report(given, container, process.record, process=process, code=code)
     return code
+
+
+def _shell(given: argparse.Namespace) -> int:
+    from nucleus_gvisor.runtime.shell import interact
+
+    if not (os.isatty(0) and os.isatty(1)):
+        raise BadArgument("no terminal", step="Resolve", expected="one as standard input and output", hint="run")
+    if given.bundle is not None or given.stage != "auto" or given.allow_hooks or given.timeout is not None:
+        raise BadArgument("not for a shell", step="Resolve", observed="--bundle, --stage, --allow-hooks or --timeout")
+    words = (given.words[1:] if given.words[:1] == ["--"] else given.words) or ["sh"]
+    try:
+        with _sandbox_of(given) as box, box.popen(words, pty=True, window=_window()) as process:
+            return interact(process)
+    except SandboxError as error:
+        _complain(error)
+        return OURS
+
+
+def _sandbox_of(given: argparse.Namespace) -> Sandbox:
+    limits = limits_of(given)
+    return Sandbox(
+        given.artifact_base,
+        given.id,
+        given.network,
+        # What the guest's programs draw on is the terminal of whoever sees it.
+        {"TERM": os.environ.get("TERM", "dumb"), **(_environment(given.env) or {})},
+        given.mount,
+        given.cwd,
+        rootfs=None if given.rootfs is None else _absolute(given.rootfs),
+        writable=given.writable,
+        user=_user(given.user),
+        hostname=given.hostname,
+        memory=limits.memory,
+        cpus=limits.cpus,
+        pids=limits.pids,
+        limits=limits.enforcement,
+        runsc=given.runsc,
+        pin=given.pin,
+        platform=given.platform,
+        confinement=given.confinement,
+        enforcement=given.enforcement,
+        record=given.record,
+    )
+
+
+def _window() -> tuple[int, int]:
+    """Rows and columns; a terminal that does not know says 0."""
+    size = os.get_terminal_size(0)
+    return size.lines or 24, size.columns or 80
 
 
 def _wait(process: SandboxProcess, relay: Relay, timeout: float | None) -> int:
@@ -272,6 +405,13 @@ def _wait(process: SandboxProcess, relay: Relay, timeout: float | None) -> int:
             signal.signal(number, handler)
     for problem in process.problems:
         print(f"nucleus-gvisor: left behind: {problem}", file=sys.stderr)
+    if relay.exceeded:
+        print("nucleus-gvisor: ended for more output than --max-output", file=sys.stderr)
+        return BY_LIMIT
+    met = process.held.met()
+    if code and met is not None:
+        print(f"nucleus-gvisor: ended for its limit: --{met}", file=sys.stderr)
+        return BY_LIMIT
     if not in_time:
         print(f"nucleus-gvisor: ended after {timeout:g} s", file=sys.stderr)
         return TIMED_OUT
@@ -320,6 +460,8 @@ def _report(
         record,
         exit=code,
         pid=None if process is None else process.pid,
+        limits=None if process is None else process.achieved_limits,
+        limit=None if process is None else process.held.met(),
         error=None if error is None else error.as_dict(),
     )
     if given.show:
@@ -349,6 +491,44 @@ def _show(data: dict[str, Any]) -> None:
     console.print(f"record      {data['record'] or data['record_problem']}", highlight=False, soft_wrap=True)
 
 
+# ---- ps, kill, gc ----
+
+
+def _ps(given: argparse.Namespace) -> int:
+    from nucleus_gvisor.runtime import owner
+
+    found = owner.running(given.artifact_base)
+    if given.json:
+        for one in found:
+            print(json.dumps({"id": one.id, "pid": one.pid, "owner": one.owner, "seconds": round(one.seconds, 2)}))
+        return 0
+    print(f"{'PID':>8} {'OWNER':>8} {'SECONDS':>10}  ID")
+    for one in found:
+        print(f"{one.pid:8} {one.owner:8} {one.seconds:10.1f}  {one.id}")
+    return 0
+
+
+def _kill(given: argparse.Namespace) -> int:
+    from nucleus_gvisor.runtime import owner
+
+    bad = 0
+    for container in given.ids:
+        try:
+            owner.kill(container, given.artifact_base)
+        except LaunchError as error:
+            _complain(error)
+            bad = OURS
+    return bad
+
+
+def _gc(given: argparse.Namespace) -> int:
+    from nucleus_gvisor.runtime import owner
+
+    for name in owner.gc(given.artifact_base):
+        print(name)
+    return 0
+
+
 # ---- explain, doctor, audit ----
 
 
@@ -365,10 +545,10 @@ def _doctor(given: argparse.Namespace) -> int:
 
 
 def _spec(given: argparse.Namespace) -> int:
-    from nucleus_gvisor.spec import check, correspondence, graph, mutants, tlc, trace
+    from nucleus_gvisor.spec import correspondence, graph, mutants, ties, tlc, trace
 
     verbs = {
-        "check": check.main,
+        "check": ties.main,
         "graph": graph.main,
         "mutants": mutants.main,
         "trace": trace.main,
@@ -376,40 +556,41 @@ def _spec(given: argparse.Namespace) -> int:
     }
     try:
         return verbs[given.verb](given.rest)
-    except (tlc.ToolMissing, tlc.TlcFailed, OSError) as error:
+    except (
+        tlc.ToolMissing,
+        tlc.TlcFailed,
+        graph.GraphError,
+        mutants.RewriteError,
+        correspondence.Unreadable,
+        OSError,
+    ) as error:
         print(f"nucleus-gvisor: spec {given.verb}: {error}", file=sys.stderr)
         return OURS
 
 
+UNFINISHED = 3
+"""Exit code of `audit verify` when records are accepted, but not all of them to an end."""
+
+
+def _digest(text: str) -> str:
+    digest = text.strip().lower()
+    if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+        raise argparse.ArgumentTypeError(f"no SHA-256 in hex: {text!r}")
+    return digest
+
+
 def _verify(given: argparse.Namespace) -> int:
-    """One line a file: what it ends in, or the first line that no behaviour has. 1 when any is rejected."""
-    bad = 0
-    for path in given.files:
-        try:
-            launches = by_launch(parse_all(path.read_bytes()))
-            if not launches:
-                raise RecordRejected("empty: a launch leaves at least its first line")
-        except OSError as error:
-            print(f"{path}: cannot be read: {error.strerror}")
-            bad += 1
-            continue
-        except RecordRejected as error:
-            print(f"{path}: REJECTED: {error}")
-            bad += 1
-            continue
-        for launch, records in launches.items():
-            try:
-                facts = fold(records)
-            except RecordRejected as error:
-                print(f"{path}: launch {launch}: REJECTED: {error}")
-                bad += 1
-            else:
-                end = "complete" if complete(records) else "INCOMPLETE: a killed launch, or a cut tail"
-                print(
-                    f"{path}: launch {launch}: accepted, {len(records)} lines, ends in {facts.state}, {end}, "
-                    f"head {records[-1].digest()}"
-                )
-    return 1 if bad else 0
+    """One line a finding, as it is found; see the parser for the exit code."""
+    findings, verdicts = [], set()
+    for finding in audit.verify(given.files, frozenset(given.head)):
+        verdicts.add(finding.verdict)
+        if given.json:
+            findings.append(finding.as_dict())
+        else:
+            print(finding)
+    if given.json:
+        print(json.dumps({"findings": findings}))
+    return 1 if "rejected" in verdicts else UNFINISHED if "unfinished" in verdicts else 0
 
 
 if __name__ == "__main__":

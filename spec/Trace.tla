@@ -4,9 +4,10 @@
    it came with each, and why it came no further. TRACE_FORMAT.md says what a line is.
 
    Between two lines the environment may act, as far as the later line says that it
-   was seen; then the line's action must be possible and lead to the line's facts.
-   What is neither: a line's time, duration and evidence. A killed launch writes
-   nothing about it, so Kill is no part of a record, and one may end anywhere.
+   was seen; then the line's action must be possible and lead to the line's facts,
+   and its evidence may not contradict them. A line's time and duration are not
+   judged. A killed launch writes nothing about it, so Kill is no part of a record,
+   and one may end anywhere, unless its head is known.
 
    Each line of Traces[t] is a record with
        seq, prev, hash, owner   its place in the chain; digests are numbers here,
@@ -14,7 +15,9 @@
        action, source, dest     as written, "?" where it is none of ours
        sound                    does `seen` have variables of the world, with values
                                 that they can have
-       seen, facts              as written                                          *)
+       seen, facts              as written
+       claims                   values that the evidence gives to variables
+   Heads[t] is the hash of the record's last line, or 0 where nobody kept it.       *)
 EXTENDS GVisorRuntime, Sequences, TLC, TraceData
 
 VARIABLES
@@ -74,6 +77,9 @@ Before  == Traces[trace][line]
 Chained == Told.prev = Before.hash
 AsSeen  == \A name \in DOMAIN Told.seen : World[name] = Told.seen[name]
 
+Agrees(told) == \A name \in DOMAIN told.claims : told.facts[name] = told.claims[name]
+Leads        == Take(Told.action) /\ Facts' = Told.facts /\ Told.dest = state'
+
 --------------------------------------------------------------------------------
 (* The first line has the facts that the launch began with. *)
 TraceInit ==
@@ -86,6 +92,7 @@ TraceInit ==
         /\ method = told.facts.method /\ program = told.facts.program /\ pin = told.facts.pin
         /\ Init
         /\ Facts = told.facts
+        /\ Agrees(told)
 
 (* Something happened that the next line says was seen. *)
 Happens ==
@@ -101,8 +108,8 @@ Follows ==
     /\ Told.seq = line /\ Chained /\ Told.owner = Before.owner
     /\ Told.sound /\ AsSeen
     /\ Told.source = state
-    /\ Take(Told.action)
-    /\ Facts' = Told.facts /\ Told.dest = state'
+    /\ Leads
+    /\ Agrees(Told)
     /\ line' = line + 1 /\ UNCHANGED trace
 
 TraceNext == Happens \/ Follows
@@ -110,7 +117,7 @@ TraceNext == Happens \/ Follows
 --------------------------------------------------------------------------------
 (* Why the next line is not accepted here: the first of these that is so. *)
 Reason ==
-    IF ~More THEN "accepted"
+    IF ~More THEN (IF Heads[trace] \in {0, Before.hash} THEN "accepted" ELSE "head")
     ELSE IF ENABLED Follows THEN "followed"
     ELSE IF Told.seq # line THEN "order"
     ELSE IF ~Chained THEN "chain"
@@ -118,7 +125,8 @@ Reason ==
     ELSE IF Told.source # state THEN "source"
     ELSE IF ~Told.sound \/ ~AsSeen THEN "seen"
     ELSE IF ~ENABLED Take(Told.action) THEN "guard"
-    ELSE "effect"
+    ELSE IF ~ENABLED Leads THEN "effect"
+    ELSE "evidence"
 
 (* Always true; trace.py reads what it prints. *)
 Reported == PrintT(<<"at", trace, line, Reason>>)

@@ -1,23 +1,32 @@
-"""Check every configuration of the specification against what `manifest.json` expects of it.
+"""Check a configuration of the specification against what `manifest.json` expects of it.
 
 Pinned are the verdict, what is checked, and the size of what was searched: a deleted INVARIANT line, a shrunken
-bound and a configuration that no longer fails are as much a failure as a violated property.
+bound and a configuration that no longer fails are as much a failure as a violated property. `ties` runs all of them,
+with everything else that joins specification and code.
 
-    python -m nucleus_gvisor.spec.check [--write] [NAME ...]
+    nucleus-gvisor spec check [--write] [NAME ...]
 """
 
-import argparse
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nucleus_gvisor.spec import tlc
+from nucleus_gvisor.model import conformance
+from nucleus_gvisor.model.facts import Facts
+from nucleus_gvisor.spec import graph, tlc
 
 HERE = Path(__file__).resolve().parent
 MANIFEST = HERE / "manifest.json"
+DUMPED = "MCGVisorRuntime"
+"""The configuration whose graph is committed; the one run of it gives both."""
+COVERED = (DUMPED, "MCConcurrent")
+"""One configuration of each module in which every action must be taken; the others begin in more launches, or fewer."""
+SAFETY: str = "safety"
+LIVENESS: str = "liveness"
+REFINEMENT: str = "refinement"
 
 Expected = Mapping[str, object]
 """What is pinned of one run; the names are those in `observed`."""
@@ -59,18 +68,22 @@ def checks(config: Path) -> list[str]:
     return found
 
 
-def observed(configuration: Configuration) -> tuple[Expected, tlc.Verdict]:
-    """Run TLC, and give what it showed in the manifest's form."""
-    verdict = tlc.run(
-        HERE / f"{configuration.module}.tla",
-        configuration.path,
-        options=configuration.options,
-        coverage=configuration.expected.get("exit") == tlc.OK,  # of a search that is broken off it says nothing
-    )
+def observed(configuration: Configuration) -> tuple[Expected, tlc.Verdict, str]:
+    """Run TLC, and give what it showed in the manifest's form, its verdict, and the graph in dot of `DUMPED`."""
+    dot = ""
+    if configuration.name == DUMPED:
+        verdict, dot = graph.dumped()
+    else:
+        verdict = tlc.run(
+            HERE / f"{configuration.module}.tla",
+            configuration.path,
+            options=configuration.options,
+            coverage=configuration.name in COVERED,
+        )
     asked = checks(configuration.path)
     violated = list(verdict.violated)
-    if verdict.exit == tlc.LIVENESS and not violated and len(asked) == 1:
-        violated = asked  # TLC does not name a temporal property; alone it can be no other
+    if verdict.exit == tlc.LIVENESS and not violated:
+        violated = _temporal(configuration, asked)
     shown: dict[str, object] = {
         "exit": verdict.exit,
         "violated": violated,
@@ -82,7 +95,32 @@ def observed(configuration: Configuration) -> tuple[Expected, tlc.Verdict]:
     }
     if verdict.exit != tlc.OK:
         shown["counterexample"] = [action for action, _ in verdict.trace[1:]]
-    return shown, verdict
+    return shown, verdict, dot
+
+
+def _temporal(configuration: Configuration, asked: Sequence[str]) -> list[str]:
+    """Which temporal properties are violated. TLC does not say; each is asked alone, unless it is the only one."""
+    names = [name for name in asked if kind(name) != SAFETY]
+    if len(names) < 2:
+        return names
+    text = re.sub(r"(?ms)^(INVARIANTS?|PROPERT(Y|IES))\b.*?(?=^[A-Z]+\b|\Z)", "", configuration.path.read_text())
+    found = []
+    with tempfile.TemporaryDirectory(prefix="alone-") as scratch:
+        for name in names:
+            config = Path(scratch, f"{name}.cfg")
+            config.write_text(f"{text}\nPROPERTY {name}\n")
+            if tlc.run(HERE / f"{configuration.module}.tla", config).exit != tlc.OK:
+                found.append(name)
+    return found
+
+
+def kind(name: str) -> str:
+    """What sort of property the specification defines under `name`."""
+    for module in sorted(HERE.glob("*.tla")):
+        if found := re.search(rf"(?ms)^{name} *==(.*?)(?=^\S|\Z)", module.read_text()):
+            body = re.sub(r"\(\*.*?\*\)|\\\*[^\n]*", "", found[1], flags=re.DOTALL)
+            return REFINEMENT if "!Spec" in body else LIVENESS if re.search(r"<>|~>", body) else SAFETY
+    return SAFETY
 
 
 def differences(expected: Expected, shown: Expected) -> list[str]:
@@ -99,37 +137,61 @@ def dead(verdict: tlc.Verdict) -> list[str]:
     return sorted(name for name, steps in verdict.coverage.items() if not steps)
 
 
-def run_all(configurations: Iterable[Configuration], workers: int = 2) -> list[tuple[Expected, tlc.Verdict]]:
-    """`observed` of each, in their order, `workers` at a time."""
-    with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(observed, configurations))
+# ---- why ----
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line: one line for each configuration; 1 when one is not as expected."""
-    parser = argparse.ArgumentParser(prog="nucleus-gvisor spec check", description="Model-check the specification.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="configurations; all when none is named")
-    parser.add_argument("--write", action="store_true", help="take what TLC shows for what is expected")
-    options = parser.parse_args(arguments)
-    known = load()
-    chosen = [known[name] for name in options.names or known]
-    bad, shown = 0, {}
-    for configuration, (seen, verdict) in zip(chosen, run_all(chosen), strict=True):
-        wrong = [] if options.write else differences(configuration.expected, seen)
-        bad += bool(wrong)
-        shown[configuration.name] = seen
-        violated = seen["violated"]
-        answer = f"refuted: {', '.join(map(str, violated))}" if isinstance(violated, list) and violated else "holds"
-        size = f"{verdict.distinct:6} states {verdict.seconds:5.1f} s"
-        print(f"{'FAILED' if wrong else 'ok':6} {configuration.name:30} {size}  {answer}")
-        for line in wrong:
-            print(f"       {line}")
-    if options.write:
-        _write(known, shown)
-    return 1 if bad else 0
+def findings(configuration: Configuration, shown: Expected, verdict: tlc.Verdict) -> Iterator[tuple[str, str]]:
+    """What is not as expected: the kind of property that it is about, and the cause as far as it can be named."""
+    expected = configuration.expected
+    config = configuration.path.name
+    asked, wanted = ([*_names(part["checks"])] for part in (shown, expected))
+    for name in wanted:
+        if name not in asked:
+            yield kind(name), f"{config} no longer asks for {name}: its line below INVARIANTS or PROPERTIES is gone"
+    for name in asked:
+        if name not in wanted:
+            yield kind(name), f"{config} asks for {name}, which manifest.json does not know: `spec check --write`"
+    refuted, refutable = set(_names(shown["violated"])), set(_names(expected["violated"]))
+    for name in sorted(refuted - refutable):
+        yield kind(name), f"{name} is violated in {config}: {_way(verdict)}"
+    for name in sorted(refutable - refuted):
+        yield kind(name), f"{name} must be refuted in {config}, and TLC finds nothing against it"
+    first = kind(asked[0]) if asked else SAFETY
+    for name in dead(verdict) if verdict.exit == tlc.OK else ():  # a search that was broken off shows nothing of it
+        yield first, f"action {name} is never taken in {config}: can its guards hold?"
+    if asked != wanted or refuted != refutable:
+        return  # what TLC searched differs for that reason
+    for line in differences(expected, shown):
+        yield first, f"{config}: {line}: the specification or its bounds changed: look, and `spec check --write`"
 
 
-def _write(known: Mapping[str, Configuration], shown: Mapping[str, Expected]) -> None:
+def _names(value: object) -> Sequence[str]:
+    assert isinstance(value, list)
+    return value
+
+
+def _way(verdict: tlc.Verdict) -> str:
+    """The counterexample's actions, and where the launch does what the model would not, or stays for ever."""
+    steps = [step for step in verdict.trace if step[1]]
+    told = f"after {', '.join(action for action, _ in steps[1:]) or 'nothing'}"
+    if not steps or set(steps[-1][1]) != {*Facts().as_dict(), "budget"}:
+        return told  # another module's
+    nodes = [{name: graph.value(text) for name, text in state.items()} for _, state in steps]
+    for (action, _), before in zip(steps[1:], nodes, strict=False):
+        if why := graph.refused(action, before):
+            return f"{told}: {why}"
+    if verdict.exit != tlc.LIVENESS or verdict.violated:
+        return told
+    try:
+        may = sorted(conformance.offered(graph.facts_of(nodes[-1])))
+    except ValueError as error:
+        return f"{told}, where the model does not know {error}"
+    goes_on = f", where the model goes on with {' or '.join(may)}: in Next, not guarded, in Fairness?" if may else ""
+    return f"{told} the launch may stay for ever{goes_on}"
+
+
+def write(known: Mapping[str, Configuration], shown: Mapping[str, Expected]) -> None:
+    """Take what was shown for what is expected."""
     entries = {
         c.name: {
             "module": c.module,
@@ -143,4 +205,6 @@ def _write(known: Mapping[str, Configuration], shown: Mapping[str, Expected]) ->
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    from nucleus_gvisor.spec import ties
+
+    raise SystemExit(ties.main())

@@ -5,109 +5,120 @@ TLC reads neither JSON nor hashes. So the lines are parsed by `model.record`, di
 where the digests are, and what is left is a module of plain data, which `Trace.tla` follows. `model.replay.fold`
 judges the same records without TLC; the two are written apart and must agree.
 
-    python -m nucleus_gvisor.spec.trace FILE ...
+    nucleus-gvisor spec trace FILE ...
 """
 
 import argparse
+import io
 import re
+import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from nucleus_gvisor.model.errors import RecordRejected
 from nucleus_gvisor.model.facts import DOMAINS, RESIDUE, WORLD
-from nucleus_gvisor.model.record import GENESIS, TransitionRecord, parse
+from nucleus_gvisor.model.record import GENESIS, TransitionRecord, claims, read
+from nucleus_gvisor.model.replay import REASONS, Judgement, split
 from nucleus_gvisor.model.states import LaunchState
 from nucleus_gvisor.model.table import ROWS
 from nucleus_gvisor.spec import tlc
 
 HERE = Path(__file__).resolve().parent
-REASONS: Mapping[str, str] = {
-    "accepted": "a behaviour of the specification",
-    "empty": "not even the first line is there",
-    "format": "not a line that a launch writes",
-    "cut": "the last line is not ended",
-    "begin": "does not begin as a launch begins",
-    "order": "not the number that follows",
-    "chain": "does not name the hash of the line before",
-    "owner": "a line of another launch",
-    "source": "not where the launch stood",
-    "seen": "nothing in the environment does this here",
-    "guard": "the action is not possible here",
-    "effect": "the action does not lead to these facts",
-}
+MODULES = ("Trace.tla", "Trace.cfg", "GVisorRuntime.tla", "AbstractGVisor.tla")
+"""What TLC needs beside TraceData.tla."""
+Lines = Sequence[TransitionRecord]
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """What became of one record."""
+def judge(
+    records: Sequence[bytes], heads: Sequence[str | None] | None = None, *, keep: Path | None = None
+) -> list[Judgement]:
+    """TLC's judgement of each of `records`, which are whole launches; one run for all, and none for none.
 
-    line: int
-    """The first line that is not accepted, counted from 0; the number of lines when all are."""
-    reason: str
-    """One of REASONS."""
+    `heads` has the hash of each one's last line, where it is known. With `keep`, a directory, all that TLC was given is
+    left there. Raises what `tlc.run` raises.
+    """
+    texts = [_read(record) for record in records]
+    pairs = zip(texts, heads or [None] * len(texts), strict=True)
+    found = iter(_follow([(lines, head) for (lines, _), head in pairs if lines], keep))
+    judgements = []
+    for lines, stop in texts:
+        followed = next(found) if lines else None
+        if stop is None or (followed is not None and followed.line < len(lines)):
+            assert followed is not None
+            judgements.append(followed)
+        else:
+            judgements.append(stop)
+    return judgements
 
-    @property
-    def accepted(self) -> bool:
-        return self.reason == "accepted"
 
-
-def judge(records: Sequence[bytes]) -> list[Judgement]:
-    """TLC's judgement of each of `records`, which are whole files. Raises what `tlc.run` raises."""
-    read = [_read(record) for record in records]
-    lines = [item for item in read if not isinstance(item, Judgement)]
-    found = iter(_follow(lines) if lines else [])
-    return [item if isinstance(item, Judgement) else next(found) for item in read]
-
-
-def _read(text: bytes) -> Sequence[TransitionRecord] | Judgement:
-    """The lines of a record, or why they are none."""
-    *whole, rest = text.split(b"\n")
-    lines = []
-    for number, line in enumerate(whole):
-        try:
-            lines.append(parse(line, number))
-        except RecordRejected:
-            return Judgement(number, "format")
-    if rest:
-        return Judgement(len(whole), "cut")
-    return lines or Judgement(0, "empty")
+def _read(text: bytes) -> tuple[Lines, Judgement | None]:
+    """The lines of a record, as far as they can be read, and why no further."""
+    lines: list[TransitionRecord] = []
+    try:
+        lines.extend(read(io.BytesIO(text)))
+    except RecordRejected as error:
+        return lines, Judgement(error.line, error.reason)
+    return lines, None if lines else Judgement(0, "empty")
 
 
 _AT = re.compile(r'^<<"at", (\d+), (\d+), "(\w+)">>$', re.MULTILINE)
 
 
-def _follow(records: Sequence[Sequence[TransitionRecord]]) -> list[Judgement]:
-    with tempfile.TemporaryDirectory(prefix="trace-") as folder:
-        Path(folder, "TraceData.tla").write_text(module(records))
-        verdict = tlc.run(HERE / "Trace.tla", HERE / "Trace.cfg", library=Path(folder))
-    furthest = {number: Judgement(0, "begin") for number in range(len(records))}
+def _follow(records: Sequence[tuple[Lines, str | None]], keep: Path | None) -> list[Judgement]:
+    if not records:
+        return []
+    text, places = module(records)
+    with tempfile.TemporaryDirectory(prefix="trace-") as scratch:
+        folder = keep or Path(scratch)
+        (folder / "TraceData.tla").write_text(text)
+        for name in MODULES:
+            shutil.copy(HERE / name, folder)
+        verdict = tlc.run(folder / "Trace.tla", folder / "Trace.cfg", library=folder)
+    furthest = {place: Judgement(0, "begin") for place in places}
     for trace, line, reason in _AT.findall(verdict.text):
-        number, here = int(trace) - 1, Judgement(int(line), reason)
+        number, here = int(trace), Judgement(int(line), reason)
         # A line that TLC went beyond is accepted. Where it stopped, "seen" is said of the states in which not all
         # that was seen had happened yet, so any other reason is nearer.
         before = furthest[number]
         if reason != "followed" and (before.line, before.reason != "seen") < (here.line, here.reason != "seen"):
             furthest[number] = here
-    return list(furthest.values())
+    return [furthest[place] for place in places]
 
 
 # ---- records as a module of plain data ----
 
 
-def module(records: Sequence[Sequence[TransitionRecord]]) -> str:
-    """The text of TraceData.tla. Equal facts are written once, because records have most of them in common."""
-    numbers: dict[object, int] = {GENESIS: 0}
+def module(records: Sequence[tuple[Lines, str | None]]) -> tuple[str, list[int]]:
+    """The text of TraceData.tla for these records and their heads, and which of its traces each record is.
+
+    Digests are numbered within a record, in the order in which they appear: a trace is compared with itself only, so
+    this loses nothing. Records that are then the same text are one trace: TLC could not tell them apart. So launches
+    that differ in ids, times and digests alone are judged once. Equal lines and equal facts are written once as well.
+    """
     facts: dict[str, int] = {}
-    traces = [
-        f"T{number} == <<{', '.join(_line(line, numbers, facts) for line in record)}>>"
-        for number, record in enumerate(records)
-    ]
-    known = [f"F{number} == {text}" for text, number in facts.items()]
-    names = ", ".join(f"T{number}" for number in range(len(records)))
-    head = "---- MODULE TraceData ----\nEXTENDS Naturals, Sequences"
-    return "\n".join([head, *known, *traces, f"Traces == <<{names}>>", "====", ""])
+    known_lines: dict[str, int] = {}
+    traces: dict[tuple[str, int], int] = {}
+    places = []
+    for lines, head in records:
+        numbers: dict[object, int] = {GENESIS: 0}
+        told = [_line(line, numbers, facts) for line in lines]
+        written = ", ".join(f"L{known_lines.setdefault(line, len(known_lines))}" for line in told)
+        known = 0 if head is None else numbers.setdefault(head, len(numbers))
+        places.append(traces.setdefault((written, known), len(traces) + 1))
+    names = ", ".join(f"T{number}" for number in traces.values())
+    return "\n".join(
+        [
+            "---- MODULE TraceData ----\nEXTENDS Naturals, Sequences",
+            *(f"F{number} == {text}" for text, number in facts.items()),
+            *(f"L{number} == {text}" for text, number in known_lines.items()),
+            *(f"T{number} == <<{written}>>" for (written, _), number in traces.items()),
+            f"Traces == <<{names}>>",
+            f"Heads == <<{', '.join(str(known) for _, known in traces)}>>",
+            "====",
+            "",
+        ]
+    ), places
 
 
 def _line(record: TransitionRecord, numbers: dict[object, int], facts: dict[str, int]) -> str:
@@ -127,6 +138,7 @@ def _line(record: TransitionRecord, numbers: dict[object, int], facts: dict[str,
             ("dest", _known(record.dest, set(LaunchState))),
             ("sound", tla_value(sound)),
             ("seen", tla_record((n, tla_value(v)) for n, v in record.seen.items()) if sound else "<<>>"),
+            ("claims", tla_record((n, _known(v, DOMAINS[n])) for n, v in claims(record).items())),
             ("facts", f"F{facts.setdefault(written, len(facts))}"),
         ]
     )
@@ -137,8 +149,8 @@ def _possible(name: str, value: object) -> bool:
     return name in WORLD and isinstance(value, str | bool) and value in DOMAINS[name]
 
 
-def _known(name: str, names: Iterable[str]) -> str:
-    return f'"{name}"' if name in names else '"?"'
+def _known(name: object, names: Collection[object]) -> str:
+    return f'"{name}"' if isinstance(name, str) and name in names else '"?"'
 
 
 def tla_record(pairs: Iterable[tuple[str, str]]) -> str:
@@ -159,12 +171,19 @@ def tla_value(value: object) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line: one line for each file; 1 when one is not accepted."""
+    """Command line: one line for each launch; 1 when one is not accepted."""
     parser = argparse.ArgumentParser(prog="nucleus-gvisor spec trace", description="Let TLC judge launch records.")
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a launch's record, NDJSON")
-    files: list[Path] = parser.parse_args(arguments).files
-    judgements = judge([path.read_bytes() for path in files])
-    for path, judgement in zip(files, judgements, strict=True):
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a record, NDJSON")
+    parser.add_argument("--head", metavar="SHA256", help="hash of the record's last line, for one launch alone")
+    parser.add_argument("--keep", metavar="DIR", type=Path, help="leave there all that TLC was given, to run it again")
+    given = parser.parse_args(arguments)
+    found = [(path, text) for path in given.files for text in split(path.read_bytes())]
+    if given.head and len(found) > 1:
+        parser.error("--head is for one launch alone")
+    if given.keep:
+        given.keep.mkdir(parents=True, exist_ok=True)
+    judgements = judge([text for _, text in found], [given.head] * len(found), keep=given.keep)
+    for (path, _), judgement in zip(found, judgements, strict=True):
         where = "" if judgement.accepted else f"line {judgement.line}: "
         print(f"{'ok' if judgement.accepted else 'REJECTED':8} {path}: {where}{REASONS[judgement.reason]}")
     return 0 if all(judgement.accepted for judgement in judgements) else 1

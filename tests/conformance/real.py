@@ -25,8 +25,7 @@ from nucleus_gvisor.model import errors
 from nucleus_gvisor.model.conformance import Refused, Unsupported, one_of
 from nucleus_gvisor.model.errors import LaunchError
 from nucleus_gvisor.model.facts import Facts
-from nucleus_gvisor.model.record import parse_all
-from nucleus_gvisor.model.replay import fold
+from nucleus_gvisor.model.replay import judge
 from nucleus_gvisor.model.states import PATH, LaunchState
 from nucleus_gvisor.model.table import CONFINE, ROWS, STAGE
 from nucleus_gvisor.runtime import _linux as linux
@@ -36,6 +35,7 @@ from nucleus_gvisor.runtime.options import GVisorOciRunOptions
 from nucleus_gvisor.runtime.steps import stage as stage_step
 from tests.conformance import kernel
 from tests.conformance.world import CONTAINER, Site, World, digest
+from tests.support.records import seeded
 
 S = LaunchState
 NEXT = {S.UNRESOLVED: "Resolve", S.RESOLVED: "Prepare", S.CONFINED: "Exec"}
@@ -172,6 +172,10 @@ class RealDriver:
         """`told`: failures are not to be found by the launcher, but given to it."""
         self._site, self._binary, self._other, self._told = site, binary or site.standin, other, told
         self.world: World | None = None
+        self.robbed = False
+        """A check was taken out of the runtime, so its records may show what it let pass."""
+        self.rejected: list[str] = []
+        """What was wrong with the records that were not accepted."""
         self.records = 0
         """How many launches left a record; each was accepted."""
         self._pid = 0
@@ -244,7 +248,11 @@ class RealDriver:
         self._stdin = self._stdout = -1
         if self.world is not None:
             for path in self.world.base.glob("records/*.ndjson"):
-                fold(parse_all(path.read_bytes()))  # what the launch wrote down is a behaviour, however it went
+                judgement = judge(path.read_bytes())  # what the launch wrote down is a behaviour, however it went
+                assert judgement.accepted or self.robbed, judgement
+                if not judgement.accepted:
+                    seeded(path.read_bytes())
+                    self.rejected.append(judgement.words)
                 self.records += 1
             self.world.close()
             self.world = None

@@ -1,14 +1,12 @@
-"""Every edge of the specification's graph on the real runtime, seen through the operating system.
+"""The real runtime on the specification's graph, seen through the operating system: each action and each launch once.
 
-The figures of a run are recorded as properties. A quick part is in every check: each action and each launch once.
+Every edge is taken by `spec check`, which tests/spec/test_check.py runs. Here it is shown that the replay can fail.
 """
 
 import errno
 import os
-import pickle
 import signal
 import threading
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,9 +18,9 @@ from nucleus_gvisor.model.errors import ChildDied
 from nucleus_gvisor.model.table import ROWS
 from nucleus_gvisor.runtime import _child, cleanup, paths, runsc
 from nucleus_gvisor.runtime.steps import confine, resolve, stage
-from tests.conformance.edges import NOT_FOUND_OUT, askable, graph, known
+from tests.conformance.edges import NOT_FOUND_OUT, graph, known
 from tests.conformance.real import RealDriver
-from tests.conformance.world import Site, site
+from tests.conformance.world import Site
 from tests.conftest import Release
 
 Record = Callable[[str, object], None]
@@ -44,75 +42,6 @@ def test_every_action_and_every_launch(driver: RealDriver) -> None:
     assert report.conforms, report.table()
     assert driver.records > report.walks / 2
     assert {edge.action for edge in report.findings} == {*ROWS, *c.ENVIRONMENT}
-
-
-def judged(walks: Sequence[c.Walk]) -> c.Report:
-    """The walks on the real runtime, in a place of their own."""
-    with site() as place:
-        driver = RealDriver(place)
-        try:
-            return c.judge(driver, walks, refuse=some)
-        finally:
-            driver.close()
-
-
-def judged_by_two(walks: Sequence[c.Walk]) -> c.Report:
-    """The same in two processes: a driver and its launcher wait for each other all the time."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            with open(writer, "wb") as file:
-                pickle.dump(judged(walks[1::2]), file)
-        finally:
-            os._exit(0)
-    os.close(writer)
-    report = judged(walks[::2])
-    with open(reader, "rb") as file:
-        other: c.Report = pickle.load(file)
-    os.waitpid(pid, 0)
-    for mine, theirs in ((report.findings, other.findings), (report.refusals, other.refusals)):
-        for edge, finding in theirs.items():
-            if edge not in mine or mine[edge].verdict is c.Verdict.PASSED:
-                mine[edge] = finding
-    report.walks, report.steps = report.walks + other.walks, report.steps + other.steps
-    return report
-
-
-def some(edge: c.Edge) -> bool:
-    """Of the refusals that a machine makes by its state alone, every eighth; test_graph_equality.py has them all."""
-    here = edge.source.facts.state in ROWS[edge.action].sources
-    return askable(edge) and (here or zlib.crc32(str(edge).encode()) % 8 == 0)
-
-
-@pytest.mark.slow
-def test_every_edge(place: Site, record_property: Record) -> None:
-    """Every edge happens and shows what the specification says, but for those of the table, which all still differ.
-
-    Spec: GVisorRuntime!Next.
-    """
-    report = judged_by_two(c.cover(graph()))
-    assert set(report.findings) == set(graph().edges)
-    not_passed = report.of(c.Verdict.FAILED, c.Verdict.UNSUPPORTED, c.Verdict.UNREACHED)
-    assert not [finding for finding in not_passed if known(finding.edge) is None], report.table(60)
-    passed = {edge for edge, finding in report.findings.items() if finding.verdict is c.Verdict.PASSED}
-    stale = [entry for entry in NOT_FOUND_OUT if any(entry.matches(edge) for edge in passed)]
-    assert not stale, f"these entries of the table are no longer true: {stale}"
-    assert report.counts(report.refusals)[c.Verdict.PASSED] == len(report.refusals) > 3_000
-    record_property("edges", f"{len(passed)} of {len(graph().edges)}")
-    record_property("refusals", len(report.refusals))
-    print(f"{len(passed)} of {len(graph().edges)} edges, {len(report.refusals)} refusals, {report.seconds:.0f} s")
-
-
-def test_what_is_not_found_out_is_unmade_all_the_same(place: Site) -> None:
-    """The edges of the table, with the reason told to the launcher: with the others they are all edges of the graph."""
-    driver = RealDriver(place, told=True)
-    edges = [edge for edge in graph().edges if known(edge) is not None]
-    try:
-        report = c.judge(driver, c.cover(graph(), edges))
-    finally:
-        driver.close()
-    assert all(report.findings[edge].verdict is c.Verdict.PASSED for edge in edges), report.table()
 
 
 def test_each_entry_of_the_table_is_about_something() -> None:
@@ -266,7 +195,10 @@ def test_a_missing_check_is_found(
     sound = c.judge(driver, walks)
     assert sound.conforms, sound.table()
     take_away(monkeypatch)
+    driver.robbed = True
     report = c.judge(driver, walks)
+    driver.close()
+    driver.robbed = False
     assert any(finding.edge.action == action for finding in report.faults), report.table()
 
 
