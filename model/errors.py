@@ -19,7 +19,11 @@ def shown(value: object) -> str:
     return quoted if len(quoted) <= 600 else f"{quoted[:600]}... ({len(text)} characters)"
 
 
-class LaunchError(Exception):
+class Error(Exception):
+    """Base of all that this library raises by its own judgement; never raised itself."""
+
+
+class LaunchError(Error):
     """Base of all refusals and failures of a launch; never raised itself."""
 
     cause: ClassVar[str] = "fault"
@@ -109,6 +113,11 @@ class StepFailed(LaunchError):
 class RecordRejected(LaunchError):
     """A record is not the trace of a behaviour that the specification allows."""
 
+    line: int = 0
+    """The first line that no behaviour has, counted from 0: all before it are accepted."""
+    reason: str = "format"
+    """One of `model.replay.REASONS`."""
+
 
 # ---- Unresolved: what was asked for ----
 
@@ -124,7 +133,7 @@ class BadId(BadRequest):
     """The container id is not `[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}`."""
 
 
-class BadArgument(BadRequest):
+class BadArgument(BadRequest, ValueError):
     """An argument, environment entry or option cannot be passed on (NUL, too long, contradictory)."""
 
 

@@ -5,9 +5,11 @@ Format: `spec/TRACE_FORMAT.md`.
 """
 
 import hashlib
+import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from typing import BinaryIO
 
 from nucleus_gvisor.model.errors import RecordRejected
 from nucleus_gvisor.model.facts import Facts
@@ -70,7 +72,9 @@ def parse(line: bytes, number: int = 0) -> TransitionRecord:
     try:
         if len(line) > MAX_LINE:
             raise ValueError(f"longer than {MAX_LINE} bytes")
-        data = json.loads(line.decode("ascii"), object_pairs_hook=_unique)
+        if not line.isascii():
+            raise ValueError("not ASCII")
+        data = json.loads(line.decode(), object_pairs_hook=_unique)
         if not isinstance(data, dict) or tuple(sorted(data)) != NAMES:
             raise ValueError("fields missing or unknown")
         for name, kind in _TYPES.items():
@@ -83,13 +87,53 @@ def parse(line: bytes, number: int = 0) -> TransitionRecord:
         if record.line() != line:
             raise ValueError("not in canonical form")
         Facts.from_dict(record.facts)
+    except json.JSONDecodeError as error:
+        raise rejected(number, "format", f"no JSON: {error.msg} at byte {error.pos}") from error
     except (ValueError, RecursionError) as error:
-        raise RecordRejected(f"line {number}: {error}", step="record") from error
+        raise rejected(number, "format", error) from error
     return record
 
 
+def rejected(line: int, reason: str, why: object, observed: str | None = None) -> RecordRejected:
+    """The error that names the first bad line, and one of `model.replay.REASONS`."""
+    error = RecordRejected(f"line {line}: {why}", step="record", observed=observed)
+    error.line, error.reason = line, reason
+    return error
+
+
+def read(file: BinaryIO) -> Iterator[TransitionRecord]:
+    """The records in `file`, line by line, never more than one in memory; RecordRejected as of `parse_all`."""
+    number = 0
+    while line := file.readline(MAX_LINE + 2):
+        if not line.endswith(b"\n") and len(line) <= MAX_LINE:
+            raise rejected(number, "cut", "the last line is not ended: it was cut while it was written")
+        yield parse(line.removesuffix(b"\n"), number)
+        number += 1
+
+
 def parse_all(text: bytes) -> tuple[TransitionRecord, ...]:
-    """All records of one launch, in order; RecordRejected when a line is not one or the last is not ended."""
-    if text and not text.endswith(b"\n"):
-        raise RecordRejected("the last line is not ended: it was cut while it was written", step="record")
-    return tuple(parse(line, number) for number, line in enumerate(text.split(b"\n")[:-1]))
+    """All records in `text`, in order; RecordRejected when a line is not one or the last is not ended."""
+    return tuple(read(io.BytesIO(text)))
+
+
+CLAIMS = {"method": "method", "confined": "confined", "enforcement": "enforcement", "requested": "confinement"}
+"""Evidence, and the variable of the specification whose value it is."""
+
+
+def claims(line: TransitionRecord) -> dict[str, object]:
+    """What the evidence of a line says of variables; whoever believes the line's facts wants the same there."""
+    told = line.evidence
+    said = {variable: told[name] for name, variable in CLAIMS.items() if name in told}
+    error, digests = told.get("error"), told.get("digests")
+    # A fault and a leftover come of any error; every other failure has its error's cause.
+    if isinstance(error, Mapping) and "cause" in error and line.action not in ("FailFault", "FailDirty"):
+        said["cause"] = error["cause"]
+    staged = [told["sha256"]] if "sha256" in told else []
+    staged += [digests["runsc"]] if isinstance(digests, Mapping) and "runsc" in digests else []
+    if any(digest != staged[0] for digest in staged):
+        said["pin"] = "two digests of one file"
+    elif "pin" in told and told["pin"] is None:
+        said["pin"] = "none"
+    elif "pin" in told and staged:
+        said["pin"] = "match" if told["pin"] == staged[0] else "mismatch"
+    return said

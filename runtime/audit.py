@@ -1,13 +1,16 @@
-"""The launch's record on disk: appended, and durable before the transition that it tells of commits."""
+"""The launch's record on disk: appended, and durable before the transition that it tells of commits. And its audit."""
 
 import os
 import stat
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nucleus_gvisor.model.errors import BadArgument, StepFailed
-from nucleus_gvisor.model.record import TransitionRecord
-from nucleus_gvisor.model.replay import fold
+from nucleus_gvisor.model.errors import BadArgument, RecordRejected, StepFailed, shown
+from nucleus_gvisor.model.record import TransitionRecord, read
+from nucleus_gvisor.model.replay import Follower, fold
+from nucleus_gvisor.runtime import _linux as linux
 
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
@@ -51,7 +54,7 @@ class Record:
     def open(self, path: Path) -> None:
         """Write to the file `path` from now on, beginning with what there is; BadArgument where that cannot be."""
         try:
-            self._adopt(os.open(path, _FLAGS, 0o600), path)
+            self._adopt(linux.open(path, _FLAGS, 0o600), path)
         except OSError as error:
             raise BadArgument(
                 "the record cannot be written", step="Resolve", path=path, observed=error.strerror
@@ -61,42 +64,71 @@ class Record:
         """The same for a new file `name` in an open directory; StepFailed where that cannot be."""
         if self._fd >= 0:
             return
+        fd = -1
         try:
-            self._adopt(os.open(name, _FLAGS | os.O_EXCL, 0o600, dir_fd=directory), path)
+            try:
+                fd = linux.open(name, _FLAGS | os.O_EXCL, 0o600, dir_fd=directory)
+                self._adopt(fd, path)
+            except BaseException:
+                with suppress(OSError):
+                    if fd >= 0:
+                        os.unlink(name, dir_fd=directory)  # without its first lines it is no record
+                raise
         except OSError as error:
             raise StepFailed(
                 "the record cannot be written", step="Prepare", path=path, observed=error.strerror
             ) from error
 
     def _adopt(self, fd: int, path: Path) -> None:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            raise BadArgument("the record is to be a regular file", step="Resolve", path=path)
+        try:
+            mode = os.fstat(fd).st_mode
+            if not stat.S_ISREG(mode):
+                raise BadArgument("the record is to be a regular file", step="Resolve", path=path)
+            if not mode & 0o400:
+                os.fchmod(fd, 0o600)  # a new file under a umask that left its owner nothing
+            if self._lines:
+                self._write(fd, path, *self._lines)
+        except BaseException:
+            linux.close(fd)
+            raise
         self._fd, self.path = fd, path
-        if not os.fstat(fd).st_mode & 0o400:
-            os.fchmod(fd, 0o600)  # a new file under a umask that left its owner nothing
-        for line in self._lines:
-            self._write(line)
 
     def append(self, line: TransitionRecord) -> None:
         """Keep `line`, and have it on disk before returning. The machine's sink."""
-        if self._fd >= 0:
-            self._write(line)
-        self._lines.append(line)
-
-    def _write(self, line: TransitionRecord) -> None:
-        text = line.line() + b"\n"
-        size = os.fstat(self._fd).st_size
+        kept = len(self._lines)
         try:
-            if os.write(self._fd, text) != len(text):
-                raise OSError("written in part")
-            os.fdatasync(self._fd)
+            self._lines.append(line)
+            if self._fd >= 0:
+                self._write(self._fd, self.path, line)
+        except BaseException:
+            del self._lines[kept:]
+            raise
+
+    def _write(self, fd: int, path: Path | None, *lines: TransitionRecord) -> None:
+        text = b"".join(line.line() + b"\n" for line in lines)
+        try:
+            size = os.fstat(fd).st_size
+            try:
+                if os.write(fd, text) != len(text):
+                    raise OSError("written in part")
+                os.fdatasync(fd)
+            except BaseException:
+                with suppress(OSError):
+                    os.ftruncate(fd, size)  # half a line would spoil the lines before it
+                raise
         except OSError as error:
-            with suppress(OSError):
-                os.ftruncate(self._fd, size)  # half a line would spoil the lines before it
             raise StepFailed(
-                "the record cannot be written", step="record", path=self.path, observed=error.strerror or str(error)
+                "the record cannot be written", step="record", path=path, observed=error.strerror or str(error)
             ) from error
+
+    def end(self, line: TransitionRecord) -> None:
+        """Keep the line that says how the launch failed. It has failed, written or not: `problem` says when not."""
+        try:
+            self.append(line)
+        except StepFailed as error:
+            self._lines.append(line)
+            self.problem = str(error)
+            self.close()
 
     def retract(self) -> None:
         """Take the last line back: in-place, Exec is written before execve, which may still refuse."""
@@ -111,6 +143,158 @@ class Record:
             os.fdatasync(self._fd)
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            linux.close(fd)
+
+
+# ---- the audit ----
+
+SUFFIX = ".ndjson"
+"""What records are looked for by in a directory."""
+MOST_LAUNCHES = 100_000
+"""In one file; some hundred bytes of memory each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What an audit has to say of one launch, or of one file or head that has none."""
+
+    verdict: str
+    """"accepted": a behaviour of the specification to its end, or to the head that was given. "unfinished": the
+    beginning of one, and nothing shows whether there was more. "rejected": neither."""
+    file: str | None
+    launch: str | None = None
+    container: str | None = None
+    lines: int = 0
+    """How many were accepted: the next one is the first that is not."""
+    state: str | None = None
+    """Where the launch stood after them."""
+    head: str | None = None
+    """SHA-256 of the last of them."""
+    reason: str
+    """"accepted", or one of `model.replay.REASONS`, or "unreadable"."""
+    words: str
+
+    def __str__(self) -> str:
+        """One line, without anything that could forge another."""
+        where = ": ".join(shown(part) for part in (self.file, self.launch and f"launch {self.launch}") if part)
+        return f"{where}: {self.words}" if where else self.words
+
+    def as_dict(self) -> dict[str, object]:
+        """The same as JSON data."""
+        return asdict(self)
+
+
+def verify(paths: Iterable[Path], heads: Collection[str] = ()) -> Iterator[Finding]:
+    """Audit record files, and all files named *.ndjson below directories: a finding for each launch in them.
+
+    Each of `heads`, SHA-256 in hex of some launch's last line, must be found, and be last: so a cut tail is noticed.
+    Files are read as a stream; what they hold is never followed, executed or waited for.
+    """
+    found: set[str] = set()
+    for path in paths:
+        if not path.is_dir():
+            yield from _audit(path, heads, found)
+            continue
+        closed: list[OSError] = []
+        below = sorted(
+            Path(folder, name) for folder, _, names in os.walk(path, onerror=closed.append) for name in names
+        )
+        records = [file for file in below if file.suffix == SUFFIX]
+        for file in records:
+            yield from _audit(file, heads, found, follow=False)
+        for error in closed:
+            yield _unreadable(Path(os.fsdecode(error.filename)), error.strerror or str(error))
+        if not records and not closed:
+            yield _unreadable(path, f"no {SUFFIX} file below it")
+    for head in heads:
+        if head not in found:
+            yield Finding(
+                verdict="rejected", file=None, head=head, reason="head",
+                words=f"REJECTED: no record has the head {head}: its tail was cut, or it is not among these files",
+            )  # fmt: skip
+
+
+def _unreadable(path: Path, why: str) -> Finding:
+    words = f"REJECTED: cannot be read: {why}"
+    return Finding(verdict="rejected", file=_name(path), reason="unreadable", words=words)
+
+
+def _name(path: Path) -> str:
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+@dataclass(slots=True)
+class _Launch:
+    follower: Follower
+    rejected: RecordRejected | None = None
+    head: int | None = None
+    """The line that one of the heads names."""
+
+
+def _audit(path: Path, heads: Collection[str], found: set[str], *, follow: bool = True) -> Iterator[Finding]:
+    launches: dict[str, _Launch] = {}
+    broken: RecordRejected | None = None
+    try:
+        # To open a device may be to act, and a FIFO to wait; what was swapped in meanwhile is not read either.
+        regular = stat.S_ISREG(os.stat(path, follow_symlinks=follow).st_mode)
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC) if regular else -1
+        if not regular or not stat.S_ISREG(os.fstat(fd).st_mode):
+            yield _unreadable(path, "not a regular file")
+            return
+        with open(fd, "rb") as file:
+            for record in read(file):
+                launch = launches.setdefault(record.launch, _Launch(Follower()))
+                if len(launches) > MOST_LAUNCHES:
+                    yield _unreadable(path, f"more than {MOST_LAUNCHES} launches in one file")
+                    return
+                if launch.rejected is None:
+                    _take(launch, record, heads, found)
+    except OSError as error:
+        yield _unreadable(path, error.strerror or str(error))
+        return
+    except ValueError as error:
+        yield _unreadable(path, str(error))  # a NUL in the path
+        return
+    except RecordRejected as error:
+        broken = error
+    for name, launch in launches.items():
+        # A file that cannot be read to its end shows no launch's end either.
+        if broken is None or launch.rejected is not None:
+            yield _judged(path, name, launch)
+    if broken is not None or not launches:
+        words = broken or "empty: a launch leaves at least its first line"
+        reason = "empty" if broken is None else broken.reason
+        yield Finding(verdict="rejected", file=_name(path), reason=reason, words=f"REJECTED: {words}")
+
+
+def _take(launch: _Launch, record: TransitionRecord, heads: Collection[str], found: set[str]) -> None:
+    try:
+        launch.follower.take(record)
+    except RecordRejected as error:
+        launch.rejected = error
+    else:
+        if launch.follower.head in heads:
+            found.add(launch.follower.head)
+            launch.head = launch.follower.lines
+
+
+def _judged(path: Path, name: str, launch: _Launch) -> Finding:
+    follower, reason = launch.follower, "accepted"
+    verdict = "accepted" if follower.complete or launch.head is not None else "unfinished"
+    state = None if follower.facts is None else str(follower.facts.state)
+    if launch.rejected is not None:
+        verdict, reason, words = "rejected", launch.rejected.reason, f"REJECTED: {launch.rejected}"
+    elif launch.head not in (None, follower.lines):
+        verdict, reason = "rejected", "head"
+        words = f"REJECTED: the head given is line {(launch.head or 0) - 1}'s, and lines follow it"
+    else:
+        end = "complete" if follower.complete else "INCOMPLETE: a killed launch, or a cut tail"
+        if launch.head is not None:
+            end = f"{'complete' if follower.complete else 'incomplete'}, to the head given"
+        words = f"accepted, {follower.lines} lines, ends in {state}, {end}, head {follower.head}"
+    return Finding(
+        verdict=verdict, file=_name(path), launch=name, container=follower.owner[1] if follower.owner else None,
+        lines=follower.lines, state=state, head=follower.head if follower.lines else None, reason=reason, words=words,
+    )  # fmt: skip

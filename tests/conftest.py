@@ -12,12 +12,17 @@ from hypothesis import settings
 from tests.setup.provision import NEWER, OLDER, test_base
 from tests.support import app as support_app
 from tests.support import modes as support_modes
-from tests.support import places
+from tests.support import places, records
 from tests.support.modes import Mode
 
 # A deadline measures the machine, not the code: one that is busy with a sandbox is slow now and then.
 settings.register_profile("nucleus-gvisor", deadline=None, print_blob=True)
 settings.load_profile("nucleus-gvisor")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Every record that a test leaves is judged when the session ends."""
+    config.pluginmanager.register(records)
 
 
 class Release(NamedTuple):
@@ -31,6 +36,13 @@ def _installed(path: Path) -> Path:
     if not path.is_file():
         pytest.fail(f"{path} is missing; run: python3 tests/setup/provision.py test", pytrace=False)
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def measured_children() -> Iterator[None]:
+    """Under coverage, children that end in execve or _exit are measured too."""
+    with support_app.measured_children():
+        yield
 
 
 @pytest.fixture

@@ -10,13 +10,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from nucleus_gvisor.model.errors import BadArgument, LaunchError, RecordRejected, StepFailed
-from nucleus_gvisor.model.record import parse_all
-from nucleus_gvisor.model.replay import complete, fold
+from nucleus_gvisor.model.record import MAX_LINE, parse_all
+from nucleus_gvisor.model.replay import REASONS, complete, fold, judge, split
 from nucleus_gvisor.model.states import PATH, LaunchState
+from nucleus_gvisor.runtime import audit, cli
 from nucleus_gvisor.runtime.audit import Record
-from tests.model.launches import bring, launch, moment
+from tests.model.launches import bring, launch, moment, plain, sealed, text_of
+from tests.support.modes import Mode
+from tests.support.records import seeded
 
 S = LaunchState
 LINES = launch(S.EXECD, launch="a" * 32).records
@@ -305,3 +310,216 @@ def test_closing_twice_is_closing_once(base: Path) -> None:
     it.close()
     it.append(LINES[1])
     assert it.lines == LINES[:2] and parse_all((base / "r").read_bytes()) == LINES[:1]
+
+
+# ---- the audit ----
+
+TEXT = text_of(LINES)
+HEAD = LINES[-1].digest()
+OTHER = text_of(launch(S.STAGED, launch="b" * 32).records)
+
+
+def bad() -> bytes:
+    """A record that says at its last line that nothing was executed."""
+    lines = plain(LINES)
+    lines[-1]["facts"]["image"] = "none"
+    return seeded(sealed(lines))
+
+
+def verify(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, list[str]]:
+    """Exit code and lines of `audit verify`."""
+    capsys.readouterr()
+    code = cli.main(["audit", "verify", *map(str, arguments)])
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    return code, captured.out.splitlines()
+
+
+def test_a_whole_record_is_accepted(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With its end, and with the head that the launch printed."""
+    (base / "r").write_bytes(TEXT)
+    code, (line,) = verify(capsys, base / "r")
+    assert code == 0 and f"accepted, 6 lines, ends in Exec'd, complete, head {HEAD}" in line
+    code, (line,) = verify(capsys, "--head", HEAD.upper(), base / "r")
+    assert code == 0 and f"complete, to the head given, head {HEAD}" in line
+
+
+@pytest.mark.parametrize("kept", range(1, len(LINES)))
+def test_a_cut_tail_is_told(base: Path, capsys: pytest.CaptureFixture[str], kept: int) -> None:
+    """Without a head it is an unfinished record, with another exit code; the head shows that a tail was cut."""
+    (base / "r").write_bytes(text_of(LINES[:kept]))
+    code, (line,) = verify(capsys, base / "r")
+    assert code == 3 and "INCOMPLETE: a killed launch, or a cut tail" in line
+    code, (_, line) = verify(capsys, base / "r", "--head", HEAD)
+    assert code == 1 and f"no record has the head {HEAD}: its tail was cut" in line
+
+
+def test_the_head_of_a_killed_launch_makes_it_whole(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing was cut from it; and lines that follow a head are not the launch's."""
+    (base / "r").write_bytes(text_of(LINES[:3]))
+    code, (line,) = verify(capsys, base / "r", "--head", LINES[2].digest())
+    assert code == 0 and "incomplete, to the head given" in line
+    (base / "r").write_bytes(TEXT)
+    code, (line,) = verify(capsys, base / "r", "--head", LINES[2].digest())
+    assert code == 1 and "REJECTED: the head given is line 2's, and lines follow it" in line
+
+
+def test_each_launch_in_a_file_is_judged(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two launches that appended to one file at once are apart; the bad one is named with its first bad line."""
+    pairs = zip(bad().splitlines(keepends=True), [*OTHER.splitlines(keepends=True), b"", b""], strict=True)
+    text = seeded(b"".join(line for pair in pairs for line in pair))
+    (base / "r").write_bytes(text)
+    code, (first, second) = verify(capsys, base / "r")
+    assert code == 1
+    assert f"{base / 'r'}: launch {'a' * 32}: REJECTED: record: line 5: Exec does not lead to these image" in first
+    assert f"launch {'b' * 32}: accepted, 4 lines" in second
+    assert b"".join(sorted(split(text))) == b"".join(sorted([bad(), OTHER]))
+
+
+def test_all_below_a_directory_is_judged(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each *.ndjson, however deep; links are not followed, and a directory without a record is no good answer."""
+    (base / "a/records").mkdir(parents=True)
+    (base / "a/records/1.ndjson").write_bytes(TEXT)
+    (base / "a/2.ndjson").write_bytes(OTHER)
+    (base / "a/owner").write_text("no record")
+    code, lines = verify(capsys, base / "a")
+    assert code == 3 and [line.split(":")[0] for line in lines] == [f"{base}/a/2.ndjson", f"{base}/a/records/1.ndjson"]
+    (base / "a/link.ndjson").symlink_to("records/1.ndjson")
+    os.mkfifo(base / "a/pipe.ndjson")
+    code, lines = verify(capsys, base / "a")
+    refused = [f"{base}/a/{name}.ndjson: REJECTED: cannot be read: not a regular file" for name in ("link", "pipe")]
+    assert code == 1 and [line for line in lines if "REJECTED" in line] == refused
+    (base / "none").mkdir()
+    code, (line,) = verify(capsys, base / "none")
+    assert code == 1 and "no .ndjson file below it" in line
+    assert verify(capsys, base / "a/link.ndjson")[0] == 0  # who names a link means what it leads to
+
+
+def test_a_directory_that_cannot_be_entered_is_told(mode: Mode) -> None:
+    """What was not looked at is not accepted."""
+    (mode.base / "r.ndjson").write_bytes(TEXT)
+    os.chown(mode.base / "r.ndjson", mode.account.pw_uid, -1)
+    (mode.base / "closed").mkdir(mode=0)
+    done = mode.cli("audit", "verify", mode.base)
+    if mode.name == "user":  # which is nobody's root
+        assert (
+            done.returncode == 1 and f"{mode.base}/closed: REJECTED: cannot be read: Permission denied" in done.stdout
+        )
+    assert "accepted, 6 lines" in done.stdout and done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("missing", "cannot be read: No such file or directory"),
+        ("fifo", "cannot be read: not a regular file"),
+        ("/dev/zero", "cannot be read: not a regular file"),
+        ("/proc/self/mem", "cannot be read: Input/output error"),
+        ("empty", "REJECTED: empty: a launch leaves at least its first line"),
+        ("binary", "line 0: not ASCII"),
+        ("text", "line 0: no JSON: Expecting value at byte 0"),
+        ("long line", f"line 0: longer than {MAX_LINE} bytes"),
+        ("two gigabytes", f"line 6: longer than {MAX_LINE} bytes"),
+        ("half a line", "line 6: the last line is not ended: it was cut while it was written"),
+    ],
+)
+def test_what_is_no_record_is_told_in_one_line(
+    base: Path, capsys: pytest.CaptureFixture[str], kind: str, words: str
+) -> None:
+    """Nothing is waited for, and no more than a line is ever in memory."""
+    path = base / "it"
+    match kind:
+        case "fifo":
+            os.mkfifo(path)
+        case "empty":
+            path.touch()
+        case "binary":
+            path.write_bytes(Path("/bin/true").read_bytes())
+        case "text":
+            path.write_text("hello\n")
+        case "long line":
+            path.write_bytes(b"x" * (100 << 20))
+        case "two gigabytes":
+            path.write_bytes(TEXT)
+            os.truncate(path, 2 << 30)
+        case "half a line":
+            path.write_bytes(seeded(TEXT + b'{"action":'))
+        case str() if kind.startswith("/"):
+            path = Path(kind)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (32 << 20), hard))
+    try:
+        code, (line,) = verify(capsys, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        if kind == "two gigabytes":
+            os.truncate(path, 0)  # two gigabytes are not kept for the session's judges
+    assert code == 1 and line.startswith(f"{path}: REJECTED: ") and words in line
+
+
+def test_too_many_launches_in_one_file_are_refused(
+    base: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes some memory until the file's end."""
+    monkeypatch.setattr(audit, "MOST_LAUNCHES", 1)
+    (base / "r").write_bytes(TEXT + OTHER)
+    code, (line,) = verify(capsys, base / "r")
+    assert code == 1 and "more than 1 launches in one file" in line
+
+
+def test_the_findings_as_json(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One object, with all that the lines say."""
+    (base / "good").write_bytes(TEXT)
+    (base / "bad").write_bytes(bad())
+    code, (line,) = verify(capsys, "--json", "--head", HEAD, "--head", "0" * 64, base / "good", base / "bad")
+    found = json.loads(line)["findings"]
+    assert code == 1 and [f["verdict"] for f in found] == ["accepted", "rejected", "rejected"]
+    assert [f["reason"] for f in found] == ["accepted", "effect", "head"]
+    assert (found[0]["launch"], found[0]["lines"], found[0]["state"], found[0]["head"]) == ("a" * 32, 6, "Exec'd", HEAD)
+    assert (found[1]["lines"], found[1]["state"], found[2]["head"]) == (5, "Confined", "0" * 64)
+
+
+@pytest.mark.parametrize("head", ["", "0" * 63, "g" * 64, "0" * 65])
+def test_what_is_no_head_is_refused(base: Path, capsys: pytest.CaptureFixture[str], head: str) -> None:
+    """As any other wrong argument is."""
+    with pytest.raises(SystemExit) as caught:
+        verify(capsys, "--head", head, base)
+    assert caught.value.code == 2 and "no SHA-256 in hex" in capsys.readouterr().err
+
+
+def test_names_cannot_forge_a_finding(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line end or an escape in a file's name, or in a record's launch, stays within its line."""
+    path = base / "x\nforged: accepted\033[2K"
+    lines = plain(LINES[:1])
+    lines[0]["launch"] = "a\nforged: accepted, 6 lines"
+    path.write_bytes(sealed(lines))
+    code, (line,) = verify(capsys, path)
+    assert code == 3 and line.isprintable()
+
+
+edits = st.lists(
+    st.tuples(st.integers(0, len(TEXT)), st.integers(0, 40), st.binary(max_size=12) | st.sampled_from(
+        [b"\n", b'"', b"0", b"true", *TEXT.splitlines(keepends=True), *OTHER.splitlines(keepends=True)])),
+    max_size=3,
+)  # fmt: skip
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(edits=edits)
+@example(edits=[])
+@example(edits=[(0, 0, b"\xff")])
+def test_any_file_gets_an_answer(
+    base: Path, capsys: pytest.CaptureFixture[str], edits: list[tuple[int, int, bytes]]
+) -> None:
+    """Never a traceback; and what is accepted TLC judges too when the session ends, for the file lies in a base."""
+    text = TEXT
+    for place, cut, new in edits:
+        text = text[:place] + new + text[place + cut :]
+    (base / "r").write_bytes(text)
+    code, lines = verify(capsys, base / "r")
+    judgements = [judge(part) for part in split(text)]
+    if any(not judgement.accepted for judgement in judgements):
+        seeded(text)
+    assert (code == 1) == any(not judgement.accepted for judgement in judgements), lines
+    assert all(judgement.reason in REASONS for judgement in judgements) and all(line.isprintable() for line in lines)

@@ -15,35 +15,27 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.setup.provision import test_base
+from tests.support import records
 from tests.support.places import ROOT, remove
 
 OURS = ("model", "runtime", "spec")
 DEPENDENCIES = ("transitions", "six", "rich", "markdown_it", "mdurl", "pygments")
-MEASURED = "COVERAGE_PROCESS_START"
-"""The variable that makes a child measure itself, by the configuration it names."""
+MEASURED = "NUCLEUS_GVISOR_TESTS_MEASURED"
+"""The variable that makes a child measure itself."""
 DATA = "coverage-data"
 
 # A child that another user runs cannot use the checkout's configuration or write beside it. It measures the copy
-# and writes into a folder of the copy; at the end the files are moved to where `coverage combine` looks, and
-# [tool.coverage.paths] of pyproject.toml gives the copy's files the checkout's names.
-COVERAGE_CONFIG = """\
-[run]
-branch = true
-parallel = true
-data_file = {data}/.coverage
-source_dirs =
-    {app}/nucleus_gvisor/model
-    {app}/nucleus_gvisor/runtime
-    {app}/nucleus_gvisor/spec
-"""
+# and writes into a folder of the copy (see measured.py); at the end that is collected where `coverage combine` looks,
+# and [tool.coverage.paths] of pyproject.toml gives the copy's files the checkout's names.
 # PYTHONPATH directories have no working .pth files; sitecustomize is what Python imports from there by itself.
 SITECUSTOMIZE = f"""\
 import os
 
 if {MEASURED!r} in os.environ:
-    import coverage
+    import measured
 
-    coverage.process_startup()
+    app = os.path.dirname(__file__)
+    measured.start(app + "/{DATA}", [app + "/nucleus_gvisor"])
 """
 
 
@@ -96,15 +88,36 @@ def installed_app() -> Iterator[Path]:
         copy_dependencies(app)
         if measured is not None:
             copy_package("coverage", app)
+            shutil.copy2(Path(__file__).with_name("measured.py"), app)
             (app / "sitecustomize.py").write_text(SITECUSTOMIZE)
-            (app / "coveragerc").write_text(COVERAGE_CONFIG.format(app=app, data=app / DATA))
+        records.equip(app, app / DATA)
         compileall.compile_dir(app / "nucleus_gvisor", quiet=2)
         make_readable(app)
         (app / DATA).mkdir()
         (app / DATA).chmod(0o1777)  # each user writes its own files; no launcher path lies in here
         yield app
         if measured is not None:
-            for path in (app / DATA).glob(".coverage.*"):
-                shutil.move(path, measured.with_name(measured.name + path.name.removeprefix(".coverage")))
+            from tests.support.measured import collect
+
+            collect(app / DATA, measured)
     finally:
         remove(app)
+
+
+@contextmanager
+def measured_children() -> Iterator[None]:
+    """Under coverage, what this process's own children run before they end in execve or _exit is measured as well."""
+    data = coverage_data()
+    if data is None:
+        yield
+        return
+    from tests.support import measured
+
+    test_base().mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="app-", dir=test_base()))
+    measured.follow(folder, [ROOT / name for name in OURS])
+    try:
+        yield
+    finally:
+        measured.collect(folder, data)
+        remove(folder)

