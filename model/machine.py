@@ -115,9 +115,9 @@ class LaunchMachine:
             raise GuardRefused(action, self.state, "no such action", expected=", ".join(ROWS))
         if self._firing:
             raise GuardRefused(action, self.state, "another action is under way")
-        self._firing, self._told, self._began = True, seen or {}, time.perf_counter()
-        before = self._holder.facts
+        before, kept = self._holder.facts, self._records
         try:
+            self._firing, self._told, self._began = True, seen or {}, time.perf_counter()
             self._machine.events[row.trigger].trigger(self._holder)
             if self._holder.pending is not None:  # an action that leaves the launch state alone
                 self._holder.state = self._holder.pending.state
@@ -125,6 +125,10 @@ class LaunchMachine:
             raise GuardRefused(
                 action, before.state, "source", observed=before.state, expected=", ".join(row.sources)
             ) from error
+        except BaseException:
+            if self._holder.facts is before:  # interrupted between the record and the move that it tells of
+                self._records = kept
+            raise
         finally:
             self._firing = False
             self._holder.pending = None

@@ -19,14 +19,18 @@ import time
 from typing import Any
 
 try:
+    from nucleus_gvisor.runtime import _attendant
     from nucleus_gvisor.runtime import _linux as linux
 except ImportError:  # the fresh interpreter knows this folder only, not the packages
+    import _attendant  # type: ignore[import-not-found,no-redef,unused-ignore]
     import _linux as linux  # type: ignore[import-not-found,no-redef,unused-ignore]
 
 FAILED = 125
 MAX_PACKET = 1 << 17
 WAITING = b"ngv-before-exec"
 """The process's name until execve gives it another: a dead process still has its name, so that it can be told apart."""
+PROGRAMS = "programs"
+"""Where, below the container's directory, our own programs for the guest lie."""
 ANSWER_LIMIT = 1 << 16
 ANSWER_SECONDS = 10
 CLOSED = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_NOEXEC
@@ -55,7 +59,8 @@ def main(plan: Plan, link: int) -> None:
             if os.getppid() != plan["parent"]:
                 os._exit(FAILED)
         step = "close descriptors"
-        linux.close_all_but({link, *plan["images"].values()})
+        attendant = set() if plan["attendant"] is None else {plan["attendant"]}
+        linux.close_all_but({link, *attendant, *plan["images"].values()})
         step = plan["confinement"] or "off"
         image, evidence = _CONFINE[plan["confinement"]](plan)
         status = os.fstat(image)
@@ -63,7 +68,7 @@ def main(plan: Plan, link: int) -> None:
         step = "ask"
         answers = ask(image, plan["questions"], plan["env"])
         _send(link, ("confined", evidence, answers))
-        _obey(link, image)
+        _obey(link, image, plan)
     except Refused as error:
         _send(link, ("refused", *error.args))
     except OSError as error:
@@ -86,7 +91,7 @@ def _receive(link: int) -> tuple[Any, ...]:
     return tuple(marshal.loads(packet)) if packet else ("end",)
 
 
-def _obey(link: int, image: int) -> None:
+def _obey(link: int, image: int, plan: Plan) -> None:
     """Wait for the word. A parent that dies says nothing, and then nothing is executed."""
     word = _receive(link)
     if word[0] == "exec":
@@ -96,6 +101,8 @@ def _obey(link: int, image: int) -> None:
             named = True
         except OSError:
             named = False
+        if plan["attendant"] is not None:
+            _attendant.start(plan["attendant"], plan["parent"], image, env)
         _send(link, ("executing", named))
         linux.close_all_but({link, image})
         os.set_inheritable(link, False)
@@ -369,6 +376,11 @@ def lay_out(work: int, plan: Plan) -> None:
         rootfs = os.open("rootfs", DIRECTORY, dir_fd=work)
         _mount_points(rootfs, plan["skeleton"])
         os.close(rootfs)
+    if plan["programs"] and plan["confinement"] != "mount-locked":
+        os.mkdir(PROGRAMS, 0o700, dir_fd=work)
+        programs = os.open(PROGRAMS, DIRECTORY, dir_fd=work)
+        _write_programs(programs, plan["programs"])
+        os.close(programs)
 
 
 def _mount_points(root: int, points: list[tuple[str, bool]]) -> None:
@@ -392,6 +404,22 @@ def _mount_points(root: int, points: list[tuple[str, bool]]) -> None:
         os.close(parent)
 
 
+def _own_files(files: dict[str, bytes]) -> int:
+    """Programs of ours for the guest, on a read-only file system of their own."""
+    tree = linux.new_tmpfs(0, mode="0755", size="64k")
+    _write_programs(tree, files)
+    linux.mount_setattr(tree, b"", set=linux.MOUNT_ATTR_RDONLY)
+    return tree
+
+
+def _write_programs(directory: int, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o500, dir_fd=directory)
+        os.write(fd, content)
+        os.fchmod(fd, 0o555)
+        os.close(fd)
+
+
 def _attach(work: int, plan: Plan, binds: list[tuple[int, str]]) -> int:
     """Attach the clones below `work`; returns the descriptor that will be executed."""
     if plan["skeleton"] is not None:
@@ -400,6 +428,8 @@ def _attach(work: int, plan: Plan, binds: list[tuple[int, str]]) -> int:
         _mount_points(skeleton, plan["skeleton"])
         linux.mount_setattr(skeleton, b"", set=linux.MOUNT_ATTR_RDONLY)
         binds = [(skeleton, "rootfs"), *binds]
+    if plan["programs"]:
+        binds = [*binds, (_own_files(plan["programs"]), PROGRAMS)]
     for clone, target in binds:
         onto = _target(work, target, os.fstat(clone).st_mode)
         linux.move_mount(clone, onto)
@@ -529,26 +559,42 @@ def _mounts(place: bytes) -> tuple[int, list[bytes]]:
 
 def ask(image: int, questions: list[list[bytes]], env: dict[bytes, bytes]) -> list[tuple[int, bytes]]:
     """Run the image with each argv, where it is confined; (wait status, output) of each, bounded in time and size."""
-    started = []
-    for argv in questions:
-        reader, writer = os.pipe2(os.O_CLOEXEC)
-        pid = os.fork()
-        if pid == 0:
-            try:
-                null = os.open("/dev/null", os.O_RDWR)
-                for target, fd in enumerate((null, writer, writer)):
-                    os.dup2(fd, target)
+    started: list[tuple[int, int]] = []
+    asker = os.getpid()
+    try:
+        for argv in questions:
+            reader, writer = os.pipe2(os.O_CLOEXEC)
+            pid = os.fork()
+            if pid == 0:
                 try:
-                    linux.die_with_parent(_signal.SIGKILL)
-                except OSError:
-                    pass  # the deadline ends it all the same
-                execute(image, argv, env)
-            finally:
-                os._exit(FAILED)
-        os.close(writer)
-        started.append((pid, reader))
-    end = time.monotonic() + ANSWER_SECONDS
-    return [_answer(pid, reader, end) for pid, reader in started]
+                    null = os.open("/dev/null", os.O_RDWR)
+                    for target, fd in enumerate((null, writer, writer)):
+                        os.dup2(fd, target)
+                    try:
+                        linux.die_with_parent(_signal.SIGKILL)
+                    except OSError:
+                        pass  # the deadline ends it all the same
+                    if os.getppid() == asker:  # who died before that call sends no signal
+                        execute(image, argv, env)
+                finally:
+                    os._exit(FAILED)
+            started.append((pid, reader))
+            os.close(writer)
+        end = time.monotonic() + ANSWER_SECONDS
+        return [_answer(pid, reader, end) for pid, reader in started]
+    except BaseException:
+        for pid, _ in started:  # nothing of a launch outlives its failure
+            _end(pid)
+        raise
+
+
+def _end(pid: int) -> None:
+    try:
+        if os.waitpid(pid, os.WNOHANG)[0] == 0:
+            os.kill(pid, _signal.SIGKILL)
+            os.waitpid(pid, 0)
+    except ChildProcessError:
+        pass  # it was waited for
 
 
 def _answer(pid: int, reader: int, end: float) -> tuple[int, bytes]:

@@ -5,13 +5,16 @@ x86-64 and of the architectures that share the generic table from 424 on (arm64,
 """
 
 import ctypes
+import errno
 import fcntl
 import os
 import struct
+from _thread import _local
 from typing import Any
 
 # linux/sched.h
 CLONE_NEWNS = 0x00020000
+CLONE_PARENT = 0x00008000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
 # linux/mount.h
@@ -55,6 +58,68 @@ _NUMBERS = {
 }  # fmt: skip
 
 _RT_SIGACTION = 13 if os.uname().machine == "x86_64" else 134  # asm/unistd_64.h, asm-generic/unistd.h
+_CLONE = 56 if os.uname().machine == "x86_64" else 220  # the same
+
+# ---- descriptors ----
+
+
+class Ledger:
+    """What one launch holds open, descriptors and processes, written down by the very line that opens it.
+
+    KeyboardInterrupt and MemoryError may come between any two lines, so also between the one that opens something and
+    the `try` after it; and the frames of a raised error live on, so that nothing is closed by being dropped. A launch
+    that does not succeed ends with `release`, whatever line it had reached.
+    """
+
+    def __init__(self) -> None:
+        self.descriptors: dict[int, int] = {}
+        self.processes: list[Any] = []
+        """Things with an `end` that does no harm a second time."""
+
+    def use(self) -> None:
+        """Write down in it what this thread opens from now on."""
+        _here.ledger = self
+
+    def release(self) -> None:
+        """End and close all that is in it."""
+        while self.processes:
+            self.processes.pop().end()
+        while self.descriptors:
+            close(next(iter(self.descriptors)))
+
+
+class _Here(_local):
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+
+
+_here = _Here()
+
+
+def ledger() -> Ledger:
+    """The one that this thread writes to."""
+    return _here.ledger
+
+
+def open(path: str | bytes | os.PathLike[str], flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+    """openat(2), written down."""
+    held = _here.ledger.descriptors
+    return held.setdefault(fd := os.open(path, flags, mode, dir_fd=dir_fd), fd)
+
+
+def dup(fd: int) -> int:
+    """fcntl(2) with F_DUPFD_CLOEXEC, written down."""
+    held = _here.ledger.descriptors
+    return held.setdefault(copy := os.dup(fd), copy)
+
+
+def memfd_create(name: str, flags: int) -> int:
+    """memfd_create(2), Linux 3.17, written down."""
+    held = _here.ledger.descriptors
+    return held.setdefault(fd := os.memfd_create(name, flags), fd)
+
+
+# ---- calls that Python does not have ----
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.getauxval.restype = ctypes.c_ulong
@@ -139,13 +204,49 @@ def new_tmpfs(attributes: int, **options: str) -> int:
         os.close(context)
 
 
+def close(fd: int) -> None:
+    """close(2). Whatever it answers, the descriptor is gone (its man page, "Dealing with error returns").
+
+    So an error is nobody's: what has to be on disk was synced before. But one that was not open is a defect of ours.
+    """
+    held = _here.ledger.descriptors
+    try:
+        os.close(held.pop(fd, fd))
+    except OSError as error:
+        if error.errno == errno.EBADF:
+            raise
+
+
 def close_range(first: int, last: int, flags: int = 0) -> None:
-    """close_range(2), Linux 5.9 (5.11 for CLOSE_RANGE_CLOEXEC)."""
-    _syscall("close_range", first, last, flags)
+    """close_range(2), Linux 5.9 (5.11 for CLOSE_RANGE_CLOEXEC); elsewhere the same, one descriptor after the other.
+
+    For a process with one thread: another could open a descriptor meanwhile.
+    """
+    try:
+        _syscall("close_range", first, last, flags)
+    except OSError as error:
+        # EINVAL: the flag is unknown. EPERM: how a seccomp filter older than the call refuses it.
+        if error.errno not in (errno.ENOSYS, errno.EINVAL, errno.EPERM):
+            raise
+        _close_each(first, last, flags)
+
+
+def _close_each(first: int, last: int, flags: int) -> None:
+    listing = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        held = [fd for fd in map(int, os.listdir(listing)) if first <= fd <= last and fd != listing]
+    finally:
+        os.close(listing)
+    for fd in held:
+        try:
+            os.set_inheritable(fd, False) if flags & CLOSE_RANGE_CLOEXEC else os.close(fd)
+        except OSError as error:
+            if error.errno != errno.EBADF:  # the duplicate that os.listdir had
+                raise
 
 
 def close_all_but(keep: set[int]) -> None:
-    """Close every descriptor from 3 on that is not in `keep`, through the kernel's own table."""
+    """Close every descriptor from 3 on that is not in `keep`, through the kernel's own table or its list of it."""
     first = 3
     for fd in sorted(k for k in keep if k >= 3):
         if fd > first:
@@ -178,9 +279,22 @@ def default_signal(number: int) -> None:
     _checked(answer, "rt_sigaction", (number,))
 
 
-def set_dumpable() -> None:
-    """PR_SET_DUMPABLE: /proc entries of this process are its user's again, after a change of credentials took them."""
-    _checked(_libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0), "prctl", (PR_SET_DUMPABLE, 1))
+def set_dumpable(value: bool = True) -> None:
+    """PR_SET_DUMPABLE: /proc entries of this process are its user's again, after a change of credentials took them.
+
+    False takes them away, and keeps this process from being traced.
+    """
+    _checked(_libc.prctl(PR_SET_DUMPABLE, int(value), 0, 0, 0), "prctl", (PR_SET_DUMPABLE, int(value)))
+
+
+def clone_sibling() -> int:
+    """A copy of this process whose parent is this process's own, clone(2) with CLONE_PARENT; 0 in the copy.
+
+    For a process with one thread, and past the C library: so only for one that was itself forked or started for it.
+    """
+    number = ctypes.c_long(_CLONE)
+    zeros = [ctypes.c_long(0)] * 4
+    return _checked(_libc.syscall(number, ctypes.c_long(CLONE_PARENT), *zeros), "clone", (CLONE_PARENT,))
 
 
 def die_with_parent(signal: int) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, Self, TypeVar
 
 from nucleus_gvisor.model.errors import BadArgument, BadBundle, Refused
+from nucleus_gvisor.runtime import _linux as linux
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -396,7 +397,10 @@ def _rlimit(kind: str, limit: object) -> dict[str, object]:
 
 def _host_binds() -> list[Mount]:
     # The real path, for on a merged-/usr host /bin is a link, and a link cannot be bound.
-    found = [(os.path.realpath(name), name) for name in HOST_DIRECTORIES]
+    try:
+        found = [(os.path.realpath(name), name) for name in HOST_DIRECTORIES]
+    except OSError as error:
+        raise _wrong("the host's directories", error, "to be looked at", path=error.filename) from error
     return [Mount(source=source, target=name) for source, name in found if os.path.isdir(source)]
 
 
@@ -448,7 +452,7 @@ def _absolute(path: HostPath) -> str:
 
 def _read_config(path: str, trusted: frozenset[int]) -> tuple[str, tuple[int, int], bytes]:
     """The directory's real path and identity, and the bytes of its config.json, all from judged descriptors."""
-    directory = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    directory = linux.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         status = os.fstat(directory)
         _judge_owner(status, trusted, path)
@@ -458,13 +462,13 @@ def _read_config(path: str, trusted: frozenset[int]) -> tuple[str, tuple[int, in
             raise _wrong("bundle", "another directory", "the same one twice", path=path)
         return where, identity, _read_file(directory, trusted, os.path.join(where, "config.json"))
     finally:
-        os.close(directory)
+        linux.close(directory)
 
 
 def _read_file(directory: int, trusted: frozenset[int], shown: str) -> bytes:
     # NONBLOCK: open(2) of a FIFO would wait for a writer for ever. NOCTTY: a terminal would become ours.
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-    file = os.open("config.json", flags, dir_fd=directory)
+    file = linux.open("config.json", flags, dir_fd=directory)
     try:
         status = os.fstat(file)
         if not stat.S_ISREG(status.st_mode):
@@ -479,7 +483,7 @@ def _read_file(directory: int, trusted: frozenset[int], shown: str) -> bytes:
             raise _wrong("config.json", f"{size} bytes or more", f"at most {MAX_CONFIG} bytes", path=shown)
         return b"".join(chunks)
     finally:
-        os.close(file)
+        linux.close(file)
 
 
 def _judge_owner(status: os.stat_result, trusted: frozenset[int], path: str) -> None:
@@ -596,8 +600,9 @@ def _judge_process(process: dict[str, Any]) -> None:
     user = _optional(process.get("user"), "process.user")
     # 2^32 - 1 is (uid_t) -1, which setresuid(2) takes for "leave as it is".
     ids = {f"process.user.additionalGids[{i}]": n for i, n in enumerate(_list(user.get("additionalGids"), "gids"))}
-    for where, number in {"process.user.uid": user.get("uid"), "process.user.gid": user.get("gid"), **ids}.items():
-        _integer(_or(number, 0), where, 0, 2**32 - 2)
+    ids |= {f"process.user.{name}": _or(user.get(name), 0) for name in ("uid", "gid")}
+    for where, number in ids.items():  # in the list null is not absent: Go makes the group root's of it
+        _integer(number, where, 0, 2**32 - 2)
     _integer(_or(user.get("umask"), 0), "process.user.umask", 0, 0o777)
     _integer(_or(process.get("oomScoreAdj"), 0), "process.oomScoreAdj", -1000, 1000)
     for flag in ("terminal", "noNewPrivileges"):

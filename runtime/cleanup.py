@@ -13,7 +13,9 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from nucleus_gvisor.model.errors import Busy
+from nucleus_gvisor.model.errors import Busy, LaunchError
+from nucleus_gvisor.runtime import _linux as linux
+from nucleus_gvisor.runtime import limits
 from nucleus_gvisor.runtime.paths import calls, enter, file_id, make_directory, remove_tree
 
 COLLECTOR_SECONDS, COLLECTOR_TRIES = 0.1, 10
@@ -85,8 +87,9 @@ class Place:
         """
         if self.locks < 0:
             self.locks = enter(self.base, b"locks", self.base_path + b"/locks", create=True)
-        fd = take_lock(self.locks, self.component, self.base_path + b"/locks/" + self.component.encode(), create=True)
-        if fd is None:
+        path = self.base_path + b"/locks/" + self.component.encode()
+        self.lock = -1 if (fd := take_lock(self.locks, self.component, path, create=True)) is None else fd
+        if self.lock < 0:
             raise Busy(
                 "another launch holds this container id",
                 step="Prepare",
@@ -94,8 +97,7 @@ class Place:
                 observed="its lock is taken",
                 hint="choose another id, or wait for that launch to end",
             )
-        self.lock = fd
-        os.ftruncate(fd, 0)
+        os.ftruncate(self.lock, 0)
 
     def own(self, pid: int) -> None:
         """Write into the lock that process `pid` is the one that it is held for.
@@ -112,7 +114,7 @@ class Place:
 
         Spec: Concurrent!Make.
         """
-        remove_tree(self.base, self.component.encode(), self.problems.append)
+        self._remove_all()
         with calls("Prepare", self.path):
             make_directory(self.base, self.component)
         self.directory = enter(self.base, self.component.encode(), self.path, create=False)
@@ -124,23 +126,40 @@ class Place:
         """
         self.problems.clear()
         if self.directory >= 0:
-            os.close(self.directory)
-            self.directory = -1
+            directory, self.directory = self.directory, -1
+            linux.close(directory)
+        if self.lock < 0 <= self.locks:
+            self._find_lock()
         if self.lock >= 0:
-            remove_tree(self.base, self.component.encode(), self.problems.append)
+            self._remove_all()
             if not self.problems:
                 with suppress(FileNotFoundError):
                     os.unlink(self.component, dir_fd=self.locks)
-            os.close(self.lock)
-            self.lock = -1
+            lock, self.lock = self.lock, -1
+            linux.close(lock)
         return self.problems
+
+    def _remove_all(self) -> None:
+        limits.remove(self.base, self.component, self.problems.append)
+        if not self.problems:  # the directory has the list of what is still to be removed
+            remove_tree(self.base, self.component.encode(), self.problems.append)
+
+    def _find_lock(self) -> None:
+        """Whatever interrupted the taking may have left the file, and a descriptor of it that nobody knows."""
+        with suppress(OSError, LaunchError):
+            ours = file_id(os.stat(self.component, dir_fd=self.locks, follow_symlinks=False))
+            for held in list(linux.ledger().descriptors):
+                if file_id(os.fstat(held)) == ours:
+                    linux.close(held)
+            fd = take_lock(self.locks, self.component, self.path, create=False)
+            self.lock = -1 if fd is None else fd
 
     def close(self) -> None:
         """Close all descriptors; the lock stays as its owner line says."""
         for name in ("directory", "lock", "locks", "base"):
             if (fd := getattr(self, name)) >= 0:
-                os.close(fd)
                 setattr(self, name, -1)
+                linux.close(fd)
 
 
 def take_lock(locks: int, component: str, path: bytes, *, create: bool) -> int | None:
@@ -150,41 +169,47 @@ def take_lock(locks: int, component: str, path: bytes, *, create: bool) -> int |
     """
     patience = COLLECTOR_TRIES
     while True:
+        with calls("Prepare", path):
+            fd = linux.open(component, _OPEN if create else _OPEN & ~os.O_CREAT, 0o600, dir_fd=locks)
         try:
-            with calls("Prepare", path):
-                fd = os.open(component, _OPEN if create else _OPEN & ~os.O_CREAT, 0o600, dir_fd=locks)
+            # What cannot be locked cannot be removed either: it may be another launch's by now.
+            with calls("Prepare", path, hint="the lock's file may be left behind; the next launch here collects it"):
                 if create:
                     os.fchmod(fd, 0o600)  # the umask may have taken all of it
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            taken = not create or owner_lives(os.pread(fd, 512, 0))
-            os.close(fd)
-            if taken or not patience:
-                return None
+                locked = _locks(fd)
+                if not locked:
+                    if not create or not patience or owner_lives(os.pread(fd, 512, 0)):
+                        return None
+                elif _leads_to(component, locks, fd):
+                    if owner_lives(os.pread(fd, 512, 0)):
+                        return None
+                    taken, fd = fd, -1
+                    return taken
+                elif not create:
+                    return None
+        finally:
+            if fd >= 0:
+                linux.close(fd)
+        if not locked:
             # Another launch, or only a collector that is about to let go.
             patience -= 1
             time.sleep(COLLECTOR_SECONDS / COLLECTOR_TRIES)
-            continue
-        # Its last holder may have removed the name while we waited for the lock: then it locks nothing.
-        try:
-            current = file_id(os.stat(component, dir_fd=locks, follow_symlinks=False))
-        except FileNotFoundError:
-            os.close(fd)
-            if not create:
-                return None
-            continue
-        if current != file_id(os.fstat(fd)):
-            os.close(fd)
-            continue
-        try:
-            lives = owner_lives(os.pread(fd, 512, 0))
-        except BaseException:
-            os.close(fd)
-            raise
-        if lives:
-            os.close(fd)
-            return None
-        return fd
+
+
+def _locks(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _leads_to(component: str, locks: int, fd: int) -> bool:
+    """Is it still the file of that name. Its last holder may have removed it while we waited: then it locks nothing."""
+    try:
+        return file_id(os.stat(component, dir_fd=locks, follow_symlinks=False)) == file_id(os.fstat(fd))
+    except FileNotFoundError:
+        return False
 
 
 def collect(base: int, base_path: bytes, locks: int) -> list[str]:
@@ -196,11 +221,13 @@ def collect(base: int, base_path: bytes, locks: int) -> list[str]:
     for component in os.listdir(locks):
         try:
             fd = take_lock(locks, component, base_path, create=False)
+        except MemoryError:  # it may have come when the lock was ours
+            raise
         except Exception:
             continue
         if fd is None:
             continue
-        place = Place(os.dup(base), base_path, component, os.dup(locks), fd)
+        place = Place(linux.dup(base), base_path, component, linux.dup(locks), fd)
         if not place.remove():
             gone.append(component)
         place.close()

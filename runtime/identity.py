@@ -68,7 +68,7 @@ def parse_uid_map(text: bytes) -> tuple[tuple[int, int, int], ...]:
         if match is None:
             raise ValueError(f"uid_map line {line[:60]!r}")
         inside, outside, length = (int(group) for group in match.groups())
-        if not length or inside + length > _MAX_ID + 1 or outside + length > _MAX_ID + 1:
+        if not length or max(inside, outside) + length > _MAX_ID:  # 2^32 - 1 is nobody's id
             raise ValueError(f"uid_map range {line[:60]!r}")
         ranges.append((inside, outside, length))
     for side in (0, 1):

@@ -4,11 +4,13 @@ Options and bundle go in, `drive` fires one action after the other, and every ef
 through `observe` (look, before the guards judge) and `perform` (do, and show that it is done).
 """
 
+import json
 import os
 import resource
 import secrets
 import stat
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,15 @@ from nucleus_gvisor.model.errors import (
 from nucleus_gvisor.model.facts import Facts
 from nucleus_gvisor.model.machine import LaunchMachine, fresh
 from nucleus_gvisor.model.record import TransitionRecord
+from nucleus_gvisor.model.states import TERMINAL, LaunchState
 from nucleus_gvisor.model.table import CONFINE, STAGE, failure_row
-from nucleus_gvisor.runtime import runsc
+from nucleus_gvisor.runtime import _child, runsc
+from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.audit import Record
 from nucleus_gvisor.runtime.bundle import OciBundle
 from nucleus_gvisor.runtime.cleanup import Place
 from nucleus_gvisor.runtime.identity import Identity
+from nucleus_gvisor.runtime.limits import Held
 from nucleus_gvisor.runtime.options import (
     Confinement,
     Enforcement,
@@ -56,6 +61,14 @@ LIMITS = {
 _SKIPPABLE = (ConfineFailed, NotProved, Incompatible)
 
 
+@dataclass(frozen=True)
+class Programs:
+    """Our own programs for the guest: executables by name, in a read-only directory `target` of the guest's."""
+
+    target: str
+    files: Mapping[str, bytes]
+
+
 class Launch:
     """The steps of one launch (the machine's `Steps`), and the one place that holds what they made.
 
@@ -73,11 +86,16 @@ class Launch:
         stdio: tuple[int, int, int] = (0, 1, 2),
         die_with_parent: bool = False,
         fresh_interpreter: bool | None = None,
+        attendant: int | None = None,
+        programs: Programs | None = None,
+        limits: Held | None = None,
     ) -> None:
         self.container_id, self.options, self.record = container_id, options, Record()
+        self._ledger = linux.Ledger()
         self.launch_id = secrets.token_hex(16)
         self._bundle, self._runsc_path, self._in_place = bundle, runsc_path, in_place
         self._stdio, self._die_with_parent, self._fresh = stdio, die_with_parent, fresh_interpreter
+        self._attendant, self._programs, self.limits = attendant, programs, limits
         self._identity: Identity | None = None
         self._judged: resolve.Judged | None = None
         self.place: Place | None = None
@@ -87,6 +105,8 @@ class Launch:
         self._plan: dict[str, Any] = {}
         self._laid_out = False
         self.confined: confine.Confined | None = None
+        self.command: tuple[bytes, ...] = ()
+        """The arguments that the image was given."""
         self._trouble: LaunchError | None = None
         self.machine: LaunchMachine | None = None
         self._looks: dict[str, Callable[[], None]] = {
@@ -112,6 +132,7 @@ class Launch:
         Raises a LaunchError with the record on it. What interrupts (KeyboardInterrupt, MemoryError) unwinds the
         launch likewise, and is raised as it came. In place, a success does not return.
         """
+        self._ledger.use()
         try:
             machine = self.begin()
             machine.fire("Resolve")
@@ -119,11 +140,26 @@ class Launch:
             machine.fire(STAGE[machine.facts.method])
             self._fire_confine(machine)
             machine.fire("Exec")
-        except BaseException as error:
-            reason = self.failed(error)
-            raise reason from reason.__cause__
-        finally:
             self.record.close()
+        except BaseException as error:
+            try:
+                reason = self.failed(error)
+            finally:
+                self.undo()
+            raise reason from reason.__cause__
+
+    def undo(self) -> None:
+        """Close, end and remove all that is left of it, whatever line it was interrupted on."""
+        self.record.close()
+        try:
+            if self.confined is not None or self.place is not None:
+                self._unwind()
+        finally:
+            self._ledger.release()
+
+    def hand_over(self) -> None:
+        """The child runs: what it and its place hold open is not the launch's any more."""
+        linux.Ledger().use()
 
     def begin(self) -> LaunchMachine:
         """The machine, in Unresolved. The binary has been looked at: whether it has side binaries decides the stage."""
@@ -172,13 +208,18 @@ class Launch:
         self._trouble = told
         if self.machine is None:
             self._unwind()
-        else:
+        elif self.machine.state not in TERMINAL:
+            if len(self.record.lines) > len(self.machine.records):  # written, and then interrupted
+                self.record.retract()
             self.machine.fail(told)
         told.record = self.record
         return reason
 
     def _sink(self, line: TransitionRecord) -> None:
         """Have the line on disk; in place, Exec's line is followed by execve itself, and taken back when it refuses."""
+        if line.dest == LaunchState.FAILED:
+            self.record.end(line)
+            return
         self.record.append(line)
         if self._in_place and line.action == "Exec":
             try:
@@ -308,7 +349,7 @@ class Launch:
             name = f"{self.container_id}.{self.launch_id[:12]}.ndjson"
             self.record.open_in(directory, name, Path(os.fsdecode(place.base_path)) / prepare.RECORDS / name)
         finally:
-            os.close(directory)
+            linux.close(directory)
 
     # ---- Stage ----
 
@@ -375,17 +416,35 @@ class Launch:
             place=place.path,
             place_identity=file_id(os.fstat(place.directory)),
             binds=[(s.path, s.identity, s.target, s.readonly, s.recursive) for s in guest.sources],
-            skeleton=None if guest.skeleton is None else list(guest.skeleton),
-            config=guest.bundle.private_config(
-                roots["rootfs"],
-                {index: roots[target] for index, target in guest.binds.items()},
-                netns="/proc/self/ns/net" if locked and self.options.network_mode is NetworkMode.SANDBOX else None,
+            skeleton=None if guest.skeleton is None else [*guest.skeleton, *self._programs_place()],
+            config=self._with_programs(
+                guest.bundle.private_config(
+                    roots["rootfs"],
+                    {index: roots[target] for index, target in guest.binds.items()},
+                    netns="/proc/self/ns/net" if locked and self.options.network_mode is NetworkMode.SANDBOX else None,
+                ),
+                f"{path}/{_child.PROGRAMS}",
             ),
             allow=allow,
             stdio=self._stdio,
             die_with_parent=self._die_with_parent and not self._in_place,
             host_root=self._identity is not None and self._identity.host_root,
+            attendant=self._attendant,
+            programs={} if self._programs is None else self._programs.files,
         )
+
+    def _programs_place(self) -> list[tuple[str, bool]]:
+        return [] if self._programs is None else [(self._programs.target, True)]
+
+    def _with_programs(self, config: bytes, source: str) -> bytes:
+        """The private config.json with our own programs in it, which no bundle can name: they are made by the child."""
+        if self._programs is None:
+            return config
+        document = json.loads(config)
+        options = ["rbind", "ro"]
+        mount = {"destination": self._programs.target, "type": "bind", "source": source, "options": options}
+        document["mounts"] = [*(document.get("mounts") or []), mount]
+        return json.dumps(document, separators=(",", ":")).encode("ascii")
 
     def _confine(self, _: Facts) -> Mapping[str, object]:
         confined = self.confined
@@ -424,7 +483,8 @@ class Launch:
     def _exec(self, _: Facts) -> Mapping[str, object]:
         assert self.confined is not None and self.place is not None
         argv, env = self._command()
-        shown = {
+        self.command = tuple(argv)
+        shown: dict[str, object] = {
             "argv": [_printable(item) for item in argv],
             "env": sorted(_printable(name) for name in env),
             "limits": {name: resource.getrlimit(number)[0] for number, (name, _) in LIMITS.items()},
@@ -434,6 +494,9 @@ class Launch:
             exec_.join(self.confined, self._plan)
             return {"pid": os.getpid(), "in_place": True, **shown}
         self.place.own(self.confined.child.pid)
+        if self.limits is not None:
+            platform = self.confined.platform or ""
+            shown["held"] = self.limits.hold(self.confined.child.pid, self.place.directory, platform)
         return {**exec_.in_child(self.confined, argv, env), **shown}
 
     def _image_in_place(self) -> int:
@@ -441,7 +504,7 @@ class Launch:
         assert self._staged is not None and self.place is not None and self.confined is not None
         if self._staged.method != "set":
             return self._staged.images["runsc"]
-        image = os.open(self.place.path + b"/set/runsc", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        image = linux.open(self.place.path + b"/set/runsc", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         if list(file_id(os.fstat(image))) != list(self.confined.shown["image"]):
             raise SafetyViolation("not the image that the child made", step="Exec", path=self.place.path)
         return image
@@ -449,6 +512,7 @@ class Launch:
     def ask(self) -> runsc.Release:
         """What the judged binary says of itself, from a child confined as a launch's is. No launch, and no record."""
         locked = None if self.options.enforcement is Enforcement.OFF else Confinement.MOUNT_LOCKED
+        self._ledger.use()
         self._look_resolve()
         assert self._judged is not None and self._identity is not None
         self.place = prepare.take_place(self.container_id, self.options.artifact_base, self._identity)
@@ -464,11 +528,15 @@ class Launch:
     def abandon(self) -> None:
         """Unmake all that `ask` made."""
         self.record.problem = "no launch"
-        self._unwind()
+        try:
+            self._unwind()
+        finally:
+            self._ledger.release()
 
     def release(self) -> None:
         """Close what only the launch needed, once the child runs."""
-        for item in (self._staged, self._judged):
+        items, self._staged, self._judged = (self._staged, self._judged), None, None
+        for item in items:
             if item is not None:
                 item.close()
 
@@ -492,6 +560,9 @@ class Launch:
         """
         if self.record.path is not None or self.record.problem is not None or self._identity is None:
             return
+        if self.machine is None:
+            self.record.problem = "interrupted before the launch began"
+            return
         try:
             if self.place is not None:
                 self._open_record(self.place)
@@ -502,7 +573,7 @@ class Launch:
                 self._open_record(place)
             finally:
                 place.close()
-        except LaunchError as error:
+        except (LaunchError, OSError) as error:
             self.record.problem = str(error)
 
 

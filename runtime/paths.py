@@ -6,17 +6,22 @@ above an executable: it keeps others from removing an entry, not from making one
 """
 
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from nucleus_gvisor.model.errors import BadBase, BadPath, LaunchError, NotFound, StepFailed, Symlink, Untrusted
+from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.identity import Identity
 
 MAX_LINKS = 40  # as many as the kernel follows, path_resolution(7)
 _PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+_OURS = re.compile(r"locks|records|id-[0-9a-f]{64}|[0-9a-f]{32}", re.ASCII)
+"""What launches make in an artifact base."""
 
 FileId = tuple[int, int]
 """(st_dev, st_ino)."""
@@ -32,13 +37,15 @@ def described(status: os.stat_result) -> str:
 
 
 @contextmanager
-def calls(step: str, path: bytes, *, expected: str = "") -> Iterator[None]:
+def calls(step: str, path: bytes, *, expected: str = "", hint: str = "") -> Iterator[None]:
     """Turn an OSError in the block into StepFailed that names the step and the path."""
     try:
         yield
     except OSError as error:
         observed = error.strerror or str(error)
-        raise StepFailed("system call failed", step=step, path=path, observed=observed, expected=expected) from error
+        raise StepFailed(
+            "system call failed", step=step, path=path, observed=observed, expected=expected, hint=hint
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -102,20 +109,19 @@ class Walk:
                 name = pending.pop()
                 if name == b"..":  # from a link's target only
                     if len(self._stack) > 1:
-                        os.close(self._stack.pop()[1])
+                        linux.close(self._stack.pop()[1])
                     continue
-                fd = os.open(name, _PATH, dir_fd=self._stack[-1][1])
+                fd = linux.open(name, _PATH, dir_fd=self._stack[-1][1])
+                self._stack.append((name, fd))  # at once: whatever fails now, `_close` finds it there
                 status = os.fstat(fd)
-                here = b"/".join([*(n for n, _ in self._stack), name])
+                here = b"/".join(n for n, _ in self._stack)
                 if stat.S_ISLNK(status.st_mode):
                     links += 1
-                    pending += self._link(fd, status, here, links)
+                    pending += self._link(status, here, links)
                 elif not pending:
-                    os.close(fd)
                     self._note(status)
-                    return Found(os.dup(self._stack[-1][1]), name, here, self._unmapped)
+                    return Found(linux.dup(self._stack[-2][1]), name, here, self._unmapped)
                 else:
-                    self._stack.append((name, fd))
                     if not stat.S_ISDIR(status.st_mode):
                         raise NotFound("not found", step="Resolve", path=path, observed="not a directory on the way")
                     self._note(status)
@@ -130,7 +136,7 @@ class Walk:
 
     def _restart(self) -> None:
         self._close()
-        fd = os.open(b"/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = linux.open(b"/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._stack.append((b"", fd))
         status = os.fstat(fd)
         self._note(status)
@@ -139,30 +145,28 @@ class Walk:
     def _note(self, status: os.stat_result) -> None:
         self._unmapped |= status.st_uid == self._identity.unmapped
 
-    def _link(self, fd: int, status: os.stat_result, here: bytes, links: int) -> list[bytes]:
-        try:
-            if not judge_owner(status, self._identity):
-                raise Symlink(
-                    "a link on the way was made by someone else",
-                    step="Resolve",
-                    path=here,
-                    observed=described(status),
-                    expected=f"owner root or uid {self._identity.uid}",
-                )
-            if links > MAX_LINKS:
-                raise Symlink("too many links", step="Resolve", path=here, observed=links, expected=MAX_LINKS)
-            self._note(status)
-            target = os.readlink(b"", dir_fd=fd)
-        finally:
-            os.close(fd)
+    def _link(self, status: os.stat_result, here: bytes, links: int) -> list[bytes]:
+        """What to follow instead of the link that was entered last."""
+        if not judge_owner(status, self._identity):
+            raise Symlink(
+                "a link on the way was made by someone else",
+                step="Resolve",
+                path=here,
+                observed=described(status),
+                expected=f"owner root or uid {self._identity.uid}",
+            )
+        if links > MAX_LINKS:
+            raise Symlink("too many links", step="Resolve", path=here, observed=links, expected=MAX_LINKS)
+        self._note(status)
+        target = os.readlink(b"", dir_fd=self._stack[-1][1])
+        linux.close(self._stack.pop()[1])
         if target.startswith(b"/"):
             self._restart()
         return [name for name in target.split(b"/") if name not in (b"", b".")][::-1]
 
     def _close(self) -> None:
-        for _, fd in self._stack:
-            os.close(fd)
-        self._stack.clear()
+        while self._stack:
+            linux.close(self._stack.pop()[1])
 
 
 # ---- the artifact base ----
@@ -220,20 +224,20 @@ def open_private(path: bytes, identity: Identity) -> int:
     if not names:
         raise BadBase("path refused", step="Prepare", path=path, expected="a directory below /")
     with calls("Prepare", path):
-        fd = os.open(b"/", _DIRECTORY)
+        fd = linux.open(b"/", _DIRECTORY)
     here = b""
     try:
         _judge_above(os.fstat(fd), b"/", identity)
         for number, name in enumerate(names):
             here += b"/" + name
             below = enter(fd, name, here, create=True)
-            os.close(fd)
+            linux.close(fd)
             fd = below
             if number < len(names) - 1:
                 _judge_above(os.fstat(fd), here, identity)
         make_private(fd, here, identity)
     except BaseException:
-        os.close(fd)
+        linux.close(fd)
         raise
     return fd
 
@@ -251,7 +255,7 @@ def enter(parent: int, name: bytes, path: bytes, *, create: bool) -> int:
                 if not exists(parent, name):
                     raise error from None
         try:
-            return os.open(name, _DIRECTORY, dir_fd=parent)
+            return linux.open(name, _DIRECTORY, dir_fd=parent)
         except (NotADirectoryError, OSError) as error:
             status = os.stat(name, dir_fd=parent, follow_symlinks=False)
             if stat.S_ISDIR(status.st_mode):
@@ -311,6 +315,16 @@ def make_private(fd: int, path: bytes, identity: Identity) -> None:
         )
     if stat.S_IMODE(status.st_mode) != 0o700:
         with calls("Prepare", path):
+            strange = [name for name in os.listdir(fd) if not _OURS.fullmatch(name)]
+            if strange:  # root who names /etc must not lock everybody out of it
+                raise BadBase(
+                    "holds other things than launches",
+                    step="Prepare",
+                    path=path,
+                    observed=f"{described(status)}, with {strange[0]} in it",
+                    expected="a directory of its own",
+                    hint="name another artifact base",
+                )
             os.fchmod(fd, 0o700)
 
 
@@ -318,7 +332,7 @@ def remove_tree(parent: int, name: bytes, on_error: Callable[[OSError], None]) -
     """Remove `name` below `parent` and all in it, by descriptors; a failure goes to `on_error`."""
     try:
         try:
-            fd = os.open(name, _DIRECTORY, dir_fd=parent)
+            fd = linux.open(name, _DIRECTORY, dir_fd=parent)
         except NotADirectoryError:
             os.unlink(name, dir_fd=parent)
             return
@@ -326,7 +340,7 @@ def remove_tree(parent: int, name: bytes, on_error: Callable[[OSError], None]) -
             for entry in os.listdir(fd):
                 remove_tree(fd, os.fsencode(entry), on_error)
         finally:
-            os.close(fd)
+            linux.close(fd)
         os.rmdir(name, dir_fd=parent)
     except FileNotFoundError:
         pass

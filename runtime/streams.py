@@ -4,19 +4,27 @@ The sentry keeps its own offset, from zero, for a regular file that it is given:
 overwrite each other, and a file that was read in part would be read again. Such a stream goes through a pipe.
 """
 
+import errno
 import os
 import select
 import stat
 import time
+
+from nucleus_gvisor.runtime import _linux as linux
 
 CHUNK = 1 << 16
 
 
 def open_standard_descriptors() -> None:
     """With 0, 1 or 2 closed, the next file opened would be the guest's standard stream: /dev/null goes there."""
-    while (fd := os.open("/dev/null", os.O_RDWR)) <= 2:
-        os.set_inheritable(fd, True)
-    os.close(fd)
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+            # The lowest free number is what open answers.
+            os.set_inheritable(os.open("/dev/null", os.O_RDWR), True)
 
 
 class Relay:
@@ -25,7 +33,12 @@ class Relay:
     `standard` are the caller's own; they are read and written, never closed.
     """
 
-    def __init__(self, standard: tuple[int, int, int] = (0, 1, 2)) -> None:
+    def __init__(self, standard: tuple[int, int, int] = (0, 1, 2), *, limit: int | None = None) -> None:
+        self._limit = limit
+        """Bytes of each output; the rest is not copied."""
+        self._sizes: dict[int, int] = {}
+        self.exceeded = False
+        """Was there a rest."""
         self._given: list[int] = []
         """The guest's ends, ours to close once the guest has them."""
         self._feeds: dict[int, int] = {}
@@ -44,7 +57,7 @@ class Relay:
         return reader
 
     def _output(self, fd: int) -> int:
-        if not _is_file(fd):
+        if not _is_file(fd) and self._limit is None:
             return fd
         reader, writer = os.pipe2(os.O_CLOEXEC)
         self._given.append(writer)
@@ -54,7 +67,7 @@ class Relay:
     def started(self) -> None:
         """The guest has its ends: ours would keep its pipes open for ever."""
         while self._given:
-            os.close(self._given.pop())
+            linux.close(self._given.pop())
 
     def run(self, pidfd: int, timeout: float | None) -> bool:
         """Copy until the process behind `pidfd` has ended; False when `timeout` seconds passed first."""
@@ -74,6 +87,8 @@ class Relay:
                     poll.unregister(fd)
             if any(fd == pidfd for fd, _ in ready):
                 return True
+            if self.exceeded:
+                return False
 
     def drain(self) -> None:
         """Copy what is left of the output once the guest is gone, and close the pipes."""
@@ -81,7 +96,7 @@ class Relay:
         for fd in list(self._drains):
             while self._drain(fd):
                 pass
-            os.close(fd)
+            linux.close(fd)
             del self._drains[fd]
         for fd in list(self._feeds):
             self._stop_feeding(fd)
@@ -107,13 +122,17 @@ class Relay:
 
     def _stop_feeding(self, pipe: int) -> None:
         del self._feeds[pipe]
-        os.close(pipe)
+        linux.close(pipe)
 
     def _drain(self, pipe: int) -> bool:
         """One piece of output to where it goes; False at its end."""
         piece = memoryview(os.read(pipe, CHUNK))
-        if not piece:
+        if not piece or self.exceeded:
             return False
+        if self._limit is not None:
+            size = self._sizes[pipe] = self._sizes.get(pipe, 0) + len(piece)
+            self.exceeded = size > self._limit
+            piece = piece[: len(piece) - max(0, size - self._limit)]
         while piece:
             piece = piece[os.write(self._drains[pipe], piece) :]
         return True

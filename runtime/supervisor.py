@@ -4,6 +4,7 @@ A caller with one thread forks. A caller with several starts a fresh interpreter
 threads' locks in whatever state they are; it costs some milliseconds more, and the same code runs in it.
 """
 
+import errno
 import marshal
 import os
 import select
@@ -17,6 +18,7 @@ from typing import Any
 
 from nucleus_gvisor.model.errors import StepFailed
 from nucleus_gvisor.runtime import _child
+from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.paths import FileId, file_id
 
 PATIENCE = 60.0
@@ -27,28 +29,87 @@ _BOOT = "import sys; sys.path.append(sys.argv[3]); import _child; _child.fresh()
 class Supervisor:
     """One child process, from its start to the moment it is the image (or is gone)."""
 
-    def __init__(self, pid: int, link: socket.socket) -> None:
-        self.pid = pid
-        self.pidfd = os.pidfd_open(pid)
-        self._link = link
+    def __init__(self) -> None:
+        self.pid = -1
+        self.pidfd = -1
+        self._ends: tuple[socket.socket, ...] = ()
+        self._mask: set[signal.Signals | int] | None = None
+
+    @property
+    def _link(self) -> socket.socket:
+        return self._ends[0]
 
     @classmethod
     def start(cls, plan: Mapping[str, Any], *, fresh: bool | None = None) -> "Supervisor":
         """Start a child on `plan`. `fresh` chooses the fresh interpreter; None: whenever the caller has threads."""
         if fresh is None:
             fresh = threads() > 1
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # No signal of the caller's may run one of its handlers in the child.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        child = cls()
+        linux.ledger().processes.append(child)
         try:
-            pid = _fresh(plan, theirs.fileno()) if fresh else _fork(plan, theirs.fileno())
-            return cls(pid, ours)
+            # A line that makes something is the line that keeps it: whatever interrupts finds it in `child`.
+            child._ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            # No signal of the caller's may run one of its handlers in the child.
+            child._mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            link = child._ends[1].fileno()
+            if fresh:
+                child._spawn(plan, link)
+            else:
+                child.pid = os.fork()
+                if child.pid == 0:
+                    _child.main(dict(plan), link)
+            child._open_pidfd()
+            return child
         except OSError as error:
-            ours.close()
-            raise StepFailed("no child process", step="Confine", observed=error.strerror or str(error)) from error
+            made = child.pid > 0
+            child.end()
+            lacking = made and error.errno in (errno.ENOSYS, errno.EINVAL, errno.EPERM)
+            raise StepFailed(
+                "no child process",
+                step="Confine",
+                observed=str(error),
+                hint="pidfds need Linux 5.4, and a seccomp filter that knows them" if lacking else "",
+            ) from error
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            theirs.close()
+            if child.pid == 0:  # interrupted before it was in `main`, whose end is its own: never its caller's code
+                os._exit(_child.FAILED)
+            child._unmask()
+            for end in child._ends[1:]:
+                _close(end)
+
+    def _unmask(self) -> None:
+        if self._mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+            self._mask = None
+
+    def _spawn(self, plan: Mapping[str, Any], link: int) -> None:
+        """The fresh interpreter."""
+        if not sys.executable:
+            raise FileNotFoundError(2, "this program has several threads and no Python interpreter to start")
+        with open(os.memfd_create("plan", os.MFD_CLOEXEC), "wb", buffering=0) as memory:
+            text = marshal.dumps(dict(plan))
+            while text:
+                text = text[memory.write(text) :]
+            keep = {0, 1, 2, link, memory.fileno(), *plan["stdio"], *plan["images"].values()}
+            if plan["attendant"] is not None:
+                keep.add(plan["attendant"])
+            actions = [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in sorted(keep)]
+            folder = str(Path(_child.__file__).parent)
+            argv = [sys.executable, "-I", "-S", "-c", _BOOT, str(memory.fileno()), str(link), folder]
+            self.pid = os.posix_spawn(sys.executable, argv, {}, file_actions=actions)
+
+    def _open_pidfd(self) -> None:
+        """Have the pidfd, and see that all works which is later relied on: a kernel or a filter may lack a part."""
+        self.pidfd = os.pidfd_open(self.pid)
+        try:
+            signal.pidfd_send_signal(self.pidfd, 0)
+            os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except (ProcessLookupError, ChildProcessError):
+            pass  # it has ended, and the caller ignores SIGCHLD
+        except OSError:
+            linux.close(self.pidfd)
+            self.pidfd = -1
+            raise
 
     def hear(self) -> tuple[Any, ...]:
         """The child's next message; ("end",) when it closed the link by dying or by execve."""
@@ -64,11 +125,15 @@ class Supervisor:
         return tuple(marshal.loads(packet)) if packet else ("end",)
 
     def tell(self, *word: Any) -> None:
-        with suppress(OSError):  # a dead child is heard of by `hear`
+        try:
             self._link.send(marshal.dumps(word))
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # a dead child is heard of by `hear`
+        except OSError as error:  # one that lives would be waited for
+            raise StepFailed("the child cannot be told", step="Exec", observed=error.strerror) from error
 
     def hang_up(self) -> None:
-        self._link.close()
+        _close(self._link)
 
     def exit_status(self) -> os.waitid_result | None:
         """How it ended, without reaping it; None while it runs, and when nobody can know (SIGCHLD ignored)."""
@@ -107,40 +172,30 @@ class Supervisor:
 
     def end(self) -> None:
         """Kill and reap it; nothing happens when that has been done."""
-        self._link.close()
+        self._unmask()
+        for end in self._ends:
+            _close(end)
         if self.pidfd >= 0:
-            with suppress(OSError):
+            try:
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            except OSError:
+                with suppress(OSError):
+                    os.kill(self.pid, signal.SIGKILL)  # nobody has waited for it: the number is still its own
             with suppress(ChildProcessError):
                 os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
-            os.close(self.pidfd)
+            linux.close(self.pidfd)
             self.pidfd = -1
+        elif self.pid > 0:  # no pidfd could be had: nobody speaks to it any more, and then it ends
+            with suppress(ChildProcessError):
+                os.waitpid(self.pid, 0)
+        self.pid = -1
+
+
+def _close(link: socket.socket) -> None:
+    if link.fileno() >= 0:
+        linux.close(link.detach())
 
 
 def threads() -> int:
     """How many threads this process has, native ones included; they are not all Python's."""
     return len(os.listdir("/proc/self/task"))
-
-
-def _fork(plan: Mapping[str, Any], link: int) -> int:
-    pid = os.fork()
-    if pid == 0:
-        _child.main(dict(plan), link)
-    return pid
-
-
-def _fresh(plan: Mapping[str, Any], link: int) -> int:
-    if not sys.executable:
-        raise FileNotFoundError(2, "this program has several threads and no Python interpreter to start")
-    memory = os.memfd_create("plan", os.MFD_CLOEXEC)
-    try:
-        text = marshal.dumps(dict(plan))
-        while text:
-            text = text[os.write(memory, text) :]
-        keep = {0, 1, 2, link, memory, *plan["stdio"], *plan["images"].values()}
-        actions = [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in sorted(keep)]
-        folder = str(Path(_child.__file__).parent)
-        argv = [sys.executable, "-I", "-S", "-c", _BOOT, str(memory), str(link), folder]
-        return os.posix_spawn(sys.executable, argv, {}, file_actions=actions)
-    finally:
-        os.close(memory)

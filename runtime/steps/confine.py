@@ -3,6 +3,7 @@
 The parent stays as it is. What the child does, in order, is in `_child`.
 """
 
+import errno
 import os
 import sys
 from collections.abc import Mapping
@@ -98,6 +99,8 @@ def look_again(confined: Confined, plan: Mapping[str, Any]) -> dict[str, Any]:
     seen = {kind: child.namespace(kind) for kind in ("mnt", "user")}
     told = {"mnt": shown["mount_namespace"], "user": shown["user_namespace"]}
     ours = {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in seen}
+    if None in seen.values():
+        raise StepFailed("the child cannot be looked at", step="Confine", observed=seen, hint="was it killed?")
     if seen != told or any(seen[kind] == ours[kind] for kind in seen):
         raise SafetyViolation(
             "the child is not in the namespaces that it says", step="Confine", observed=seen, expected=told
@@ -139,6 +142,8 @@ def _refusal(child: Supervisor, plan: Mapping[str, Any], word: str, rest: list[A
             "user namespaces are denied: sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, or the"
             " caller's own container"
         )
+    if number == errno.ENOSYS:
+        hint = "the kernel is too old, or a seccomp filter hides the call: see `nucleus-gvisor doctor`"
     error = ConfineFailed(f"cannot confine: {what}", step="Confine", observed=text, hint=hint)
     error.__cause__ = OSError(number, text)
     return error
@@ -159,6 +164,8 @@ def plan(
     stdio: tuple[int, int, int],
     die_with_parent: bool,
     host_root: bool,
+    attendant: int | None,
+    programs: Mapping[str, bytes],
 ) -> dict[str, Any]:
     """The child's plan as marshal data, every key that `_child` reads."""
     return {
@@ -179,6 +186,8 @@ def plan(
         "host_root": host_root,
         "devices": [*DEVICES, *([b"/dev/kvm"] if options.platform in (Platform.KVM, Platform.AUTO) else [])],
         "parent": os.getpid(),
+        "attendant": attendant,
+        "programs": dict(programs),
     }
 
 

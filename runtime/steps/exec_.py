@@ -98,7 +98,7 @@ def in_place(image: int, argv: list[bytes], env: dict[bytes, bytes]) -> NoReturn
     """
     before = {number: signal.getsignal(number) for number in signal.valid_signals()}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    cwd = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    cwd = _linux.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         # Marked, not closed: a refused execve must find the caller's descriptors as they were.
         _linux.close_range(3, 0x7FFFFFFF, _linux.CLOSE_RANGE_CLOEXEC)
@@ -120,5 +120,5 @@ def in_place(image: int, argv: list[bytes], env: dict[bytes, bytes]) -> NoReturn
         failed.restricted = True
         raise failed from error
     finally:
-        os.close(cwd)
+        _linux.close(cwd)
     raise AssertionError("execve returned")

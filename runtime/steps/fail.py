@@ -1,5 +1,7 @@
 """Fail: unmake all that the launch has made, whatever step it had reached."""
 
+from contextlib import ExitStack
+
 from nucleus_gvisor.model.errors import StepFailed
 from nucleus_gvisor.runtime.cleanup import Place
 from nucleus_gvisor.runtime.steps.resolve import Judged
@@ -13,20 +15,24 @@ def unwind(child: Supervisor | None, staged: Staged | None, judged: Judged | Non
     StepFailed names what could not be removed; the rest is gone all the same.
     Spec: GVisorRuntime!Fail.
     """
-    if child is not None:
-        child.end()
-    if staged is not None:
-        staged.close()
-    if judged is not None:
-        judged.close()
-    if place is not None:
-        path, problems = place.path, list(place.remove())
-        place.close()
-        if problems:
-            raise StepFailed(
-                "left behind",
-                step="Fail",
-                path=path,
-                observed="; ".join(map(str, problems)),
-                hint="the next launch here collects it",
-            ) from problems[0]
+    with ExitStack() as parts:  # whatever becomes of one, the others go as well; both errors are kept
+        if place is not None:
+            parts.callback(_remove, place)
+        for part in (judged, staged):
+            if part is not None:
+                parts.callback(part.close)
+        if child is not None:
+            parts.callback(child.end)
+
+
+def _remove(place: Place) -> None:
+    path, problems = place.path, list(place.remove())
+    place.close()
+    if problems:
+        raise StepFailed(
+            "left behind",
+            step="Fail",
+            path=path,
+            observed="; ".join(map(str, problems)),
+            hint="the next launch here collects it",
+        ) from problems[0]

@@ -53,11 +53,11 @@ def take_place(container_id: str, explicit: os.PathLike[str] | None, identity: I
     try:
         place.take()
         cleanup.collect(place.base, place.base_path, place.locks)
+        return place
     except BaseException:
         place.remove()
         place.close()
         raise
-    return place
 
 
 def records(place: Place) -> int:

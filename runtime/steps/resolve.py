@@ -3,6 +3,7 @@
 Only this module makes a `Judged`. All later steps act on its descriptor; the path is never opened again.
 """
 
+import errno
 import os
 import re
 import stat
@@ -20,6 +21,7 @@ from nucleus_gvisor.model.errors import (
     TooBig,
     Untrusted,
 )
+from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime import elf
 from nucleus_gvisor.runtime.identity import Identity
 from nucleus_gvisor.runtime.paths import Found, Walk, described, file_id, judge_directory, judge_owner
@@ -34,7 +36,12 @@ MAX_SIDE_BINARIES = 64
 SIDE_DIRECTORY = b"gvisor-bin"
 STORE = b"/nix/store/"
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-_TARGET = re.compile(rb'(?:^|\s)"?(/[^"\s]*runsc[^"\s/]*)"?(?=\s|$)')
+# The command word of an exec, of characters that mean themselves to a shell: what an argument names, or an expansion
+# makes, is not what the wrapper would execute.
+_TARGET = re.compile(
+    rb'exec[ \t]+(?:-a[ \t]+(?:"[^"\\]*"|[\w$.-]+)[ \t]+)?("?)(/[\w./+,:=@%-]*runsc[\w.+,:=@%-]*)\1(?:[ \t].*)?',
+    re.ASCII,
+)
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,7 @@ class Judged:
         held, self._open = self.files if self._open else (), False
         for file in held:
             with suppress(OSError):
-                os.close(file.fd)
+                linux.close(file.fd)
 
 
 @dataclass
@@ -161,10 +168,10 @@ def judge(path: bytes, identity: Identity, *, pin: str | None, store: bool = Fal
             )
         return Judged(runsc, _side_binaries(found, identity), pin, _MINT)
     except BaseException:
-        os.close(runsc.fd)
+        linux.close(runsc.fd)
         raise
     finally:
-        os.close(found.parent)
+        linux.close(found.parent)
 
 
 def _open_judged(
@@ -181,18 +188,19 @@ def _open_judged(
         if not wrapped and (target := _wrapped_target(fd, status, found.path)) is not None:
             return target
         _judge_program(fd, status, found.path)
+        judged = JudgedFile(found.path, fd, Snapshot.of(fd))
         kept = True
-        return JudgedFile(found.path, fd, Snapshot.of(fd)), found
+        return judged, found
     finally:
         if not kept:
-            os.close(found.parent)
+            linux.close(found.parent)
             if fd >= 0:
-                os.close(fd)
+                linux.close(fd)
 
 
 def _open_regular(found: Found) -> int:
     """A readable descriptor of the file. Looked at through O_PATH first: opening a FIFO or device can act or hang."""
-    probe = os.open(found.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=found.parent)
+    probe = linux.open(found.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=found.parent)
     try:
         status = os.fstat(probe)
         if not stat.S_ISREG(status.st_mode):
@@ -205,9 +213,9 @@ def _open_regular(found: Found) -> int:
                 expected="a regular file",
             )
     finally:
-        os.close(probe)
+        linux.close(probe)
     try:
-        fd = os.open(found.name, _FILE, dir_fd=found.parent)
+        fd = linux.open(found.name, _FILE, dir_fd=found.parent)
     except OSError as error:
         raise Untrusted(
             "cannot be read",
@@ -216,9 +224,12 @@ def _open_regular(found: Found) -> int:
             observed=error.strerror,
             hint="it must be readable to be verified",
         ) from error
-    if file_id(os.fstat(fd)) != file_id(status):
-        os.close(fd)
-        raise Untrusted("replaced while it was opened", step="Resolve", path=found.path)
+    try:
+        if file_id(os.fstat(fd)) != file_id(status):
+            raise Untrusted("replaced while it was opened", step="Resolve", path=found.path)
+    except BaseException:
+        linux.close(fd)
+        raise
     return fd
 
 
@@ -268,8 +279,10 @@ def _in_store(fd: int, path: bytes) -> bool:
 def _has_capabilities(fd: int) -> bool:
     try:
         return bool(os.getxattr(fd, "security.capability"))
-    except OSError:
-        return False  # ENODATA, or a file system without extended attributes, which cannot carry them
+    except OSError as error:
+        if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):  # the latter: a file system that cannot carry them
+            raise
+        return False
 
 
 def _judge_program(fd: int, status: os.stat_result, path: bytes) -> None:
@@ -296,14 +309,14 @@ def _wrapped_target(fd: int, status: os.stat_result, path: bytes) -> bytes | Non
     text = os.pread(fd, MAX_WRAPPER, 0)
     if not text.startswith(b"#!"):
         return None
-    for line in reversed(text.splitlines()):
-        if line.strip().startswith(b"exec "):
-            match = _TARGET.search(line.strip())
+    for line in reversed(text.split(b"\n")):
+        if (command := line.strip(b" \t")).startswith(b"exec "):
+            match = _TARGET.fullmatch(command)
             if match is None:
                 break
-            if b".." in match[1].split(b"/"):
-                raise BadPath("the wrapper's target has ..", step="Resolve", path=path, observed=match[1])
-            return match[1]
+            if b".." in match[2].split(b"/"):
+                raise BadPath("the wrapper's target has ..", step="Resolve", path=path, observed=match[2])
+            return match[2]
     return None
 
 
@@ -313,7 +326,7 @@ def _side_binaries(found: Found, identity: Identity) -> list[JudgedFile]:
     runsc after 2026-08 runs them, so that an unjudged one would be a way in (google/gvisor#13718).
     """
     try:
-        directory = os.open(
+        directory = linux.open(
             SIDE_DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=found.parent
         )
     except FileNotFoundError:
@@ -324,6 +337,7 @@ def _side_binaries(found: Found, identity: Identity) -> list[JudgedFile]:
         ) from error
     here = os.path.dirname(found.path) + b"/" + SIDE_DIRECTORY
     files: list[JudgedFile] = []
+    opened: list[int] = []
     try:
         judge_directory(os.fstat(directory), here, identity)
         names = sorted(os.fsencode(name) for name in os.listdir(directory))
@@ -338,15 +352,16 @@ def _side_binaries(found: Found, identity: Identity) -> list[JudgedFile]:
         for name in names:
             side = Found(directory, name, here + b"/" + name, found.unmapped)
             fd = _open_regular(side)
+            opened.append(fd)
             files.append(JudgedFile(side.path, fd, Snapshot.of(fd)))
             status = os.fstat(fd)
             # Their owners answer to the same rule as runsc's, which has been allowed by now.
             _judge_file(fd, status, side, identity, pinned=False, system=True)
             _judge_program(fd, status, side.path)
     except BaseException:
-        for file in files:
-            os.close(file.fd)
+        for fd in opened:
+            linux.close(fd)
         raise
     finally:
-        os.close(directory)
+        linux.close(directory)
     return files

@@ -53,7 +53,7 @@ class Staged:
     def close(self) -> None:
         for fd in self.owned:
             with suppress(OSError):
-                os.close(fd)
+                linux.close(fd)
 
 
 _kept: dict[Snapshot, Sealed] = {}
@@ -69,17 +69,19 @@ def sealed(file: JudgedFile) -> Sealed:
         if known is None:
             known = _seal(file)
             while len(_kept) >= MAX_KEPT:
-                os.close(_kept.pop(next(iter(_kept))).fd)
-            _kept[file.snapshot] = known
+                linux.close(_kept.pop(next(iter(_kept))).fd)
+            # The process's from here on, not the launch's: in one line, as all that is written down or crossed out.
+            held = linux.ledger().descriptors
+            _kept[file.snapshot], _ = known, held.pop(known.fd, None)
         # The launch's own descriptor: another thread may drop the kept one meanwhile.
-        return Sealed(os.dup(known.fd), known.sha256, known.size)
+        return Sealed(linux.dup(known.fd), known.sha256, known.size)
 
 
 def forget() -> None:
     """Close all kept copies."""
     with _lock:
         while _kept:
-            os.close(_kept.popitem()[1].fd)
+            linux.close(_kept.popitem()[1].fd)
 
 
 def _changed(file: JudgedFile) -> LaunchError:
@@ -114,16 +116,25 @@ def _untouched(file: JudgedFile) -> bool:
 def _memfd() -> int:
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     try:
-        return os.memfd_create("runsc", flags | MFD_EXEC)
+        return linux.memfd_create("runsc", flags | MFD_EXEC)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        return os.memfd_create("runsc", flags)
+        return linux.memfd_create("runsc", flags)
 
 
 def _seal(file: JudgedFile) -> Sealed:
-    with calls("Stage", file.path):
+    try:
         fd = _memfd()
+    except OSError as error:
+        hidden = error.errno in (errno.ENOSYS, errno.EPERM)
+        raise StepFailed(
+            "no memfd for the image",
+            step="Stage",
+            path=file.path,
+            observed=error.strerror,
+            hint="memfd_create needs Linux 3.17, and a seccomp filter that passes it" if hidden else "",
+        ) from error
     try:
         with calls("Stage", file.path):
             offset = 0
@@ -145,7 +156,7 @@ def _seal(file: JudgedFile) -> Sealed:
             raise SafetyViolation("the memfd is not sealed", step="Stage", path=file.path)
         return Sealed(fd, digest, size)
     except BaseException:
-        os.close(fd)
+        linux.close(fd)
         raise
 
 
@@ -193,7 +204,7 @@ def seal_all(judged: Judged) -> dict[str, Sealed]:
 def close(held: dict[str, Sealed]) -> None:
     for item in held.values():
         with suppress(OSError):
-            os.close(item.fd)
+            linux.close(item.fd)
 
 
 def stage(method: str, judged: Judged, held: dict[str, Sealed], container: int, path: bytes) -> Staged:
@@ -218,7 +229,7 @@ def _copy(held: dict[str, Sealed], digests: dict[str, str], container: int, path
     allow = enter(container, b"exec-allow", path + b"/exec-allow", create=True)
     name = b"stage-" + secrets.token_hex(16).encode()
     directory = path + b"/exec-allow/" + name
-    stage_fd = -1
+    stage_fd = image = -1
     try:
         with calls("Stage", directory):
             make_directory(allow, name)
@@ -231,7 +242,6 @@ def _copy(held: dict[str, Sealed], digests: dict[str, str], container: int, path
                 observed="mounted noexec",
                 hint="use the sealed stage, or another artifact base",
             )
-        image = -1
         for target, item in held.items():
             if "/" in target and not exists(stage_fd, "gvisor-bin"):
                 make_directory(stage_fd, "gvisor-bin")
@@ -239,11 +249,15 @@ def _copy(held: dict[str, Sealed], digests: dict[str, str], container: int, path
             if target == "runsc":
                 image = fd
             else:
-                os.close(fd)
+                linux.close(fd)
+    except BaseException:
+        if image >= 0:
+            linux.close(image)
+        raise
     finally:
-        os.close(allow)
+        linux.close(allow)
         if stage_fd >= 0:
-            os.close(stage_fd)
+            linux.close(stage_fd)
     close(held)
     return Staged({"runsc": image}, digests, "copy", (image,), directory)
 
@@ -251,7 +265,7 @@ def _copy(held: dict[str, Sealed], digests: dict[str, str], container: int, path
 def _write_copy(item: Sealed, parent: int, name: str, directory: bytes) -> int:
     """A read-only descriptor of the copy `name`, written out, synced, and hashed again."""
     try:
-        fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o500, dir_fd=parent)
+        fd = linux.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o500, dir_fd=parent)
         try:
             offset = 0
             while offset < item.size and (sent := os.sendfile(fd, item.fd, offset, 1 << 30)):
@@ -260,8 +274,8 @@ def _write_copy(item: Sealed, parent: int, name: str, directory: bytes) -> int:
             os.fsync(fd)
             written = file_id(os.fstat(fd))
         finally:
-            os.close(fd)
-        again = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+            linux.close(fd)
+        again = linux.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
     except OSError as error:
         if error.errno in _FULL:
             raise NoSpace(
@@ -273,8 +287,11 @@ def _write_copy(item: Sealed, parent: int, name: str, directory: bytes) -> int:
                 hint="use the sealed stage",
             ) from error
         raise StepFailed("cannot stage", step="Stage", path=directory, observed=error.strerror) from error
-    status = os.fstat(again)
-    if file_id(status) != written or status.st_size != item.size or sha256(again, item.size) != item.sha256:
-        os.close(again)
-        raise SafetyViolation("the private copy is not what was written", step="Stage", path=directory)
+    try:
+        status = os.fstat(again)
+        if file_id(status) != written or status.st_size != item.size or sha256(again, item.size) != item.sha256:
+            raise SafetyViolation("the private copy is not what was written", step="Stage", path=directory)
+    except BaseException:
+        linux.close(again)
+        raise
     return again

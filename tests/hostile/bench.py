@@ -6,12 +6,9 @@ A test is about a weakness of the reference; `gvisor.rs:NNN` in it is where that
 import hashlib
 import json
 import os
-import select
-import socket
 import stat
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +19,8 @@ import pytest
 from nucleus_gvisor.model.errors import LaunchError
 from nucleus_gvisor.runtime import GVisorOciRunOptions, GVisorRuntime, OciBundle, Platform, SandboxProcess
 from nucleus_gvisor.runtime.steps import confine, stage
+from tests.hostile.witness import Report as Report
+from tests.hostile.witness import Witness as Witness
 from tests.setup.provision import test_base
 from tests.support.modes import NAMESPACE_MODE, Mode
 
@@ -36,8 +35,6 @@ STRANGER = 4242
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it gives files to other users, or mounts")
 
 E = TypeVar("E", bound=LaunchError)
-Report = dict[str, Any]
-"""What one execution of the probe told; see probes/probe.c."""
 
 
 def compiled(name: str, into: Path, *options: str) -> Path:
@@ -46,46 +43,6 @@ def compiled(name: str, into: Path, *options: str) -> Path:
     flags = ["-static", "-O1", "-Wall", "-Wextra", "-Werror", *options]
     subprocess.run(["gcc", *flags, "-o", program, PROBES / f"{name}.c"], check=True)
     return program
-
-
-class Witness:
-    """The end of the socket that every execution of a probe reports to.
-
-    No thread reads it: a process with several launches in another way. Reports wait in the kernel.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.bind(f"\0{name}")
-        self._socket.listen(4096)
-        self._kept: list[Report] = []
-
-    def close(self) -> None:
-        self._socket.close()
-
-    def _accept(self, timeout: float) -> bool:
-        if not select.select([self._socket], [], [], timeout)[0]:
-            return False
-        link, _ = self._socket.accept()
-        with link, link.makefile("rb") as file:
-            link.settimeout(10)
-            self._kept.append(json.loads(file.read()))
-        return True
-
-    def reports(self) -> list[Report]:
-        """What came since the last call, in order."""
-        while self._accept(0):
-            pass
-        taken, self._kept = self._kept, []
-        return taken
-
-    def wait(self, wanted: Callable[[Report], bool], *, count: int = 1, timeout: float = 20) -> list[Report]:
-        """The first `count` reports that are `wanted`; they and all before stay for `reports`."""
-        end = time.monotonic() + timeout
-        while len(found := [report for report in self._kept if wanted(report)]) < count:
-            assert self._accept(max(0, end - time.monotonic())), f"{len(found)} of {count} came: {self._kept}"
-        return found
 
 
 def is_run(report: Report) -> bool:
@@ -253,16 +210,18 @@ class Bench:
     # ---- in a process of its own ----
 
     def command(self, **how: Any) -> list[str]:
-        """The driver's command line: one launch as `how` says, see driver.py."""
+        """The driver's command line: one launch as `how` says, see driver.py; `driver` is the source of another."""
+        driver = how.pop("driver", DRIVER)
         options = {"platform": "auto", **how.pop("options", {})}
         given = {
             "artifacts": str(self.artifacts), "before": "", "bundle": None, "id": "job", "in_place": False,
             "options": options, "runsc": str(self.runsc), "threads": False, "witness": f"\0{self.witness.name}", **how,
         }  # fmt: skip
         assert self.mode is not None
-        if self.mode.name == NAMESPACE_MODE:  # where root's files have no owner that could be told from anyone's
-            options.setdefault("pin", hashlib.sha256(self.runsc.read_bytes()).hexdigest())
-        return [self.mode.python, "-c", DRIVER, json.dumps(given)]
+        # Where root's files have no owner that could be told from anyone's.
+        if self.mode.name == NAMESPACE_MODE and "pin" not in options:
+            options["pin"] = hashlib.sha256(self.runsc.read_bytes()).hexdigest()
+        return [self.mode.python, "-c", driver, json.dumps(given)]
 
     def drive(self, *, prefix: Sequence[str | Path] = (), popen: Mapping[str, Any] | None = None, **how: Any) -> Report:
         """How a launch in a process of its own ended: the driver's report, with those of the probe as `reports`."""

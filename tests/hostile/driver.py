@@ -1,7 +1,10 @@
 """One launch in a process of its own; run as `python -c SOURCE JSON`, so that every user can run it.
 
 `before` is Python that spoils the process first. How the launch ended, and what the process is like afterwards, goes
-to the witness's socket: standard output may be part of what was spoilt.
+to the witness's socket: standard output may be part of what was spoilt. `again`, where it is given, launches once more
+after a failure, in this same process.
+
+sched_yield(2) marks for who traces the process where a launch begins, and where it has become a sandbox or an error.
 """
 
 import json
@@ -22,20 +25,30 @@ given = json.loads(sys.argv[1])
 def launch() -> dict[str, object]:
     """What became of it, as JSON data."""
     base = given["artifacts"]
+    begun = False
+    os.sched_yield()
     try:
         options = GVisorOciRunOptions(artifact_base=None if base is None else Path(base), **given["options"])
         runtime = GVisorRuntime.with_path(given["runsc"]) if given["runsc"] else GVisorRuntime.searching()
         bundle = OciBundle.build(["true"]) if given["bundle"] is None else Path(given["bundle"])
+        begun = True
         if given["in_place"]:
             runtime.exec_with_oci_bundle_options(given["id"], bundle, options)
         process = runtime.spawn(given["id"], bundle, options)
+        os.sched_yield()
         evidence = [line.evidence for line in process.record.lines]
         return {"code": process.wait(), "achieved": process.achieved, "evidence": evidence}
     except LaunchError as error:
+        os.sched_yield()
         restricted = isinstance(error, ExecFailed) and error.restricted
         states = list(getattr(error.record, "states", ()))
         notes = getattr(error, "__notes__", [])
-        return {**error.as_dict(), "notes": notes, "restricted": restricted, "states": states}
+        problem = getattr(error.record, "problem", None)
+        told = {"notes": notes, "restricted": restricted, "states": states, "record": problem, "begun": begun}
+        return {**error.as_dict(), **told}
+    except MemoryError as error:
+        os.sched_yield()
+        return {"error": "MemoryError", "notes": getattr(error, "__notes__", []), "restricted": False}
 
 
 def mounts() -> list[str]:
@@ -80,6 +93,9 @@ if given["threads"]:
 before = state()
 outcome = launch()
 after = state()
+retried = {}
+if given.get("again") and "error" in outcome:
+    retried = {"again": launch(), "after_again": state()}
 with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
     link.connect(given["witness"])
-    link.sendall(json.dumps({"driver": outcome, "before": before, "after": after}).encode())
+    link.sendall(json.dumps({"driver": outcome, "before": before, "after": after, **retried}).encode())

@@ -52,7 +52,7 @@ def overlap(starts: list[tuple[int, int]]) -> bool:
 
 
 entries = st.tuples(st.integers(0, 2**32 - 2), st.integers(0, 2**32 - 2), st.integers(1, 2**32 - 1)).filter(
-    lambda e: e[0] + e[2] <= 2**32 and e[1] + e[2] <= 2**32
+    lambda e: e[0] + e[2] < 2**32 and e[1] + e[2] < 2**32  # 2^32 - 1 is nobody's id
 )
 
 

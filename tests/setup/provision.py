@@ -27,7 +27,10 @@ RUNSC_PLACES = tuple(map(Path, ("/usr/local/bin/runsc", "/usr/bin/runsc", "/opt/
 OLDER = Path("/usr/bin/runsc")
 NEWER = Path("runsc-trixie/usr/bin/runsc")
 """Below the test base: the release of Debian 13."""
-PACKAGES = ("runsc", "gcc", "libc6-dev", "strace", "util-linux", "golang-github-opencontainers-specs-dev")
+PACKAGES = (
+    *("runsc", "gcc", "libc6-dev", "strace", "util-linux", "golang-github-opencontainers-specs-dev"),
+    *(("binutils-aarch64-linux-gnu", "qemu-user-static") if os.uname().machine == "x86_64" else ()),
+)
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
