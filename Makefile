@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: run test check lint format bench clean help setup-run setup-test
+.PHONY: run test check lint format mutants sweep fuzz bench clean help setup-run setup-test
 
 # The system's own interpreter first: an ordinary user must be able to execute what the environment is made of.
 PYTHON ?= $(shell for python in /usr/bin/python3 python3; do \
@@ -19,7 +19,8 @@ run: setup-run ## Launch one program under gVisor and show its states and its re
 
 test: setup-test lint ## Set up everything, then lint, types and all tests with coverage
 	@rm -f .coverage .coverage.*
-	@status=0; $(BIN)/coverage run -m pytest || status=$$?; \
+	@status=0; $(BIN)/coverage run -m pytest -n 2 --dist loadfile -m "not alone" || status=$$?; \
+	$(BIN)/coverage run -m pytest -m alone || status=$$?; \
 	$(BIN)/coverage combine --quiet; $(BIN)/coverage report; exit $$status
 
 # The model, the graph, the steps by themselves, and one real launch a kind of caller: a minute at most.
@@ -37,8 +38,19 @@ lint: setup-test ## ruff and mypy
 format: setup-test ## Let ruff lay out the code
 	@$(BIN)/ruff format .
 
-bench: setup-test ## Measure launches
+mutants: setup-test ## Take each check out of the code, and see that the test on record misses it (as root, long)
+	@$(BIN)/python -m tests.mutation
+
+sweep: setup-test ## Every fault at every system call of a launch, in every kind of caller (as root, ten minutes)
+	@$(BIN)/python -m tests.hostile.sweep
+
+MINUTES ?= 10
+fuzz: setup-test ## Everything that parses, with inputs that were never tried, for MINUTES=10
+	@$(BIN)/python -m tests.fuzz $(MINUTES)
+
+bench: setup-test ## Measure launches and sandboxes
 	@$(BIN)/python benchmarks/run.py
+	@$(BIN)/python benchmarks/sandbox.py
 
 clean: ## Remove what was built here (not the machine's packages, nor the test base)
 	@rm -rf .venv build dist *.egg-info htmlcov .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -6,8 +6,18 @@
         code = job.wait(timeout=30)
     print(code, job.achieved, job.record.path)
 
-Every public name is here; what is not here may change.
+Or, for whoever wants a program's output rather than a launch:
+
+    from nucleus_gvisor.runtime import Sandbox, run
+
+    print(run(["python3", "-c", "print(6 * 7)"], timeout=10).stdout)
+    with Sandbox(env={"LANG": "C.UTF-8"}) as box:
+        out, err = box.exec("ls", "/")
+
+`arun` and `AsyncSandbox` are the same on asyncio. Every public name is here; what is not here may change.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from nucleus_gvisor.model.errors import (
     BadArgument,
@@ -20,6 +30,7 @@ from nucleus_gvisor.model.errors import (
     Changed,
     ChildDied,
     ConfineFailed,
+    Error,
     ExecFailed,
     GuardRefused,
     Incompatible,
@@ -45,7 +56,22 @@ from nucleus_gvisor.model.errors import (
 )
 from nucleus_gvisor.runtime.audit import Record
 from nucleus_gvisor.runtime.bundle import Mount, MountType, OciBundle
+from nucleus_gvisor.runtime.errors import (
+    CannotExec,
+    GuestFailed,
+    LifetimeExpired,
+    LimitUnavailable,
+    OutOfMemory,
+    OutputLimit,
+    RunscFailed,
+    SandboxError,
+    SandboxGone,
+    StartFailed,
+    TimeoutExpired,
+    TooManyProcesses,
+)
 from nucleus_gvisor.runtime.gvisor import GVisorRuntime, RunscPath, SandboxProcess
+from nucleus_gvisor.runtime.limits import Limits
 from nucleus_gvisor.runtime.options import (
     Confinement,
     Enforcement,
@@ -55,9 +81,16 @@ from nucleus_gvisor.runtime.options import (
     Program,
     StageMethod,
 )
+from nucleus_gvisor.runtime.request import SandboxOptions
 from nucleus_gvisor.runtime.runsc import Release
+from nucleus_gvisor.runtime.sandbox import Completed, CompletedRun, GuestProcess, Process, Sandbox, run
+
+if TYPE_CHECKING:
+    from nucleus_gvisor.runtime.aio import AsyncGuestProcess, AsyncSandbox, arun
 
 __all__ = [
+    "AsyncGuestProcess",
+    "AsyncSandbox",
     "BadArgument",
     "BadBase",
     "BadBundle",
@@ -65,18 +98,27 @@ __all__ = [
     "BadPath",
     "BadRequest",
     "Busy",
+    "CannotExec",
     "Changed",
     "ChildDied",
+    "Completed",
+    "CompletedRun",
     "ConfineFailed",
     "Confinement",
     "Enforcement",
+    "Error",
     "ExecFailed",
     "GVisorOciRunOptions",
     "GVisorRuntime",
     "GuardRefused",
+    "GuestFailed",
+    "GuestProcess",
     "Incompatible",
     "LaunchError",
+    "LifetimeExpired",
     "Limit",
+    "LimitUnavailable",
+    "Limits",
     "Mount",
     "MountType",
     "NetworkMode",
@@ -88,21 +130,43 @@ __all__ = [
     "NotRegular",
     "NotRunsc",
     "OciBundle",
+    "OutOfMemory",
+    "OutputLimit",
     "PinMismatch",
     "Platform",
+    "Process",
     "Program",
     "Record",
     "RecordRejected",
     "Refused",
     "Release",
+    "RunscFailed",
     "RunscPath",
     "SafetyViolation",
+    "Sandbox",
+    "SandboxError",
+    "SandboxGone",
+    "SandboxOptions",
     "SandboxProcess",
     "StageMethod",
+    "StartFailed",
     "StepFailed",
     "Symlink",
+    "TimeoutExpired",
     "TooBig",
+    "TooManyProcesses",
     "Unfit",
     "Unsupported",
     "Untrusted",
+    "arun",
+    "run",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # asyncio takes longer to import than all else here: only whoever wants it pays for it.
+    if name in ("AsyncGuestProcess", "AsyncSandbox", "arun"):
+        from nucleus_gvisor.runtime import aio
+
+        return getattr(aio, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

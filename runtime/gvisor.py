@@ -17,7 +17,8 @@ from nucleus_gvisor.runtime.audit import Record
 from nucleus_gvisor.runtime.bundle import OciBundle
 from nucleus_gvisor.runtime.cleanup import state_component
 from nucleus_gvisor.runtime.identity import Identity
-from nucleus_gvisor.runtime.launch import Launch
+from nucleus_gvisor.runtime.launch import Launch, Programs
+from nucleus_gvisor.runtime.limits import Held, Limits
 from nucleus_gvisor.runtime.options import (
     Enforcement,
     GVisorOciRunOptions,
@@ -59,12 +60,16 @@ class SandboxProcess:
         assert launch.confined is not None and launch.place is not None
         self._child: Supervisor = launch.confined.child
         self._place = launch.place
+        self.held = launch.limits or Held(Limits())
+        """Its limits."""
         self._lock = threading.Lock()
         self.container_id = launch.container_id
         self.pid = self._child.pid
         """Process id of the supervisor (runsc)."""
         self.pidfd = self._child.pidfd
         """Descriptor that becomes readable when it ends; -1 once it was waited for."""
+        self.command = launch.command
+        """The arguments that runsc was given."""
         self.record: Record = launch.record
         """What the launch left in writing."""
         self.returncode: int | None = None
@@ -77,6 +82,11 @@ class SandboxProcess:
     def achieved(self) -> str:
         """The confinement that was achieved and proved: `mount-locked`, `landlock` or `none`."""
         return str(self.record.lines[-1].facts["confined"])
+
+    @property
+    def achieved_limits(self) -> Mapping[str, str]:
+        """Each limit that was asked for, and who enforces it (`limits`)."""
+        return dict(self.held.achieved)
 
     def poll(self) -> int | None:
         """`returncode`, looking whether there is one."""
@@ -95,7 +105,8 @@ class SandboxProcess:
         if pidfd >= 0:
             poll = select.poll()
             poll.register(pidfd, select.POLLIN)
-            if not poll.poll(None if timeout is None else max(0, timeout) * 1000):
+            # In milliseconds, of which poll(2) counts 24 days.
+            if not poll.poll(None if timeout is None else min(max(0, timeout) * 1000, 2**31 - 1)):
                 raise TimeoutError(f"sandbox {self.container_id} still runs after {timeout} s")
         with self._lock:
             if self.returncode is None:
@@ -117,8 +128,9 @@ class SandboxProcess:
                 return
             self.returncode = result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
         self._child.hang_up()
-        os.close(self._child.pidfd)
+        _linux.close(self._child.pidfd)
         self.pidfd = self._child.pidfd = -1
+        self.held.met()  # the cgroups know, and go now
         self.problems = tuple(self._place.remove())
         self._place.close()
 
@@ -183,7 +195,7 @@ class GVisorRuntime:
         judged = resolve.resolve(None, Identity.current())
         try:
             sealed = stage.sealed(judged.runsc)
-            os.close(sealed.fd)
+            _linux.close(sealed.fd)
             return RunscPath(os.fsdecode(judged.runsc.path), sealed.sha256)
         finally:
             judged.close()
@@ -268,20 +280,40 @@ class GVisorRuntime:
         stdout: Stream = None,
         stderr: Stream = None,
         die_with_thread: bool = False,
+        attendant: int | None = None,
+        programs: Programs | None = None,
+        limits: Limits | None = None,
     ) -> SandboxProcess:
         """Launch in a child process and return its handle once the kernel executes the verified image.
 
         Safe in a process with several threads. `die_with_thread` has the kernel kill the sandbox when the calling
         thread ends, however it ends. Raises a LaunchError with the record on it; the caller is then as it was.
+
+        `attendant` and `programs` are the sandbox API's: the socket of an `Attendant`, and what it shows the guest.
+        `limits` that are watched need an attendant that was told of them (`Attendant.watch`).
         """
         streams = (stdin, stdout, stderr)
         stdio = tuple(_descriptor(stream, number) for number, stream in enumerate(streams))
         launch = self._launch(
-            container_id, bundle, options or GVisorOciRunOptions(), stdio=stdio, die_with_parent=die_with_thread
+            container_id,
+            bundle,
+            options or GVisorOciRunOptions(),
+            stdio=stdio,
+            die_with_parent=die_with_thread,
+            # A fork would keep a copy of all the caller's memory for as long as the sandbox lives.
+            fresh_interpreter=None if attendant is None else True,
+            attendant=attendant,
+            programs=programs,
+            limits=None if limits is None or not limits.asked else Held(limits, attendant is not None),
         )
-        launch.drive()
-        launch.release()
-        return SandboxProcess(launch)
+        try:
+            launch.drive()
+            launch.release()
+            launch.hand_over()
+            return SandboxProcess(launch)
+        except BaseException:
+            launch.undo()  # interrupted when the guest ran already, and nobody would have held it
+            raise
 
     def _launch(self, container_id: str, bundle: Bundle, options: GVisorOciRunOptions, **how: object) -> Launch:
         if options.pin is None and self._pin is not None:

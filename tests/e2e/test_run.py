@@ -17,6 +17,7 @@ import pytest
 from tests.conftest import Release
 from tests.e2e.launching import READY, STATES, Caller, guest_output, started, summary
 from tests.support.modes import NAMESPACE_MODE, Mode, ordinary_user
+from tests.support.records import seeded
 
 pytestmark = pytest.mark.real
 SHELL = "/bin/sh"
@@ -247,7 +248,7 @@ def test_record_file(newer: Caller) -> None:
     assert not (newer.mode.base / "records").exists()
     assert newer.run("--record", path, "--id", "..", command=["true"]).returncode == 125
     assert path.read_bytes().startswith(first)
-    path.write_bytes(first.replace(b'"image":"trusted"', b'"image":"none"'))
+    path.write_bytes(seeded(first.replace(b'"image":"trusted"', b'"image":"none"')))
     assert newer.mode.cli("audit", "verify", path).returncode == 1
 
 

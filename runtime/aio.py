@@ -1,0 +1,652 @@
+"""The same on asyncio: `arun` for one command, `AsyncSandbox` for a sandbox that lives.
+
+A guest costs no thread: what is waited for is descriptors, and the loop waits for them. What blocks for a while, a
+launch above all, is done by a few threads that all sandboxes share.
+
+Cancelling, at whichever `await`, ends what the call has begun and waits until it has ended: a guest that starts is
+launched to the end and then ended. A coroutine that is thrown away, because its loop was closed, does so at once and
+without the loop.
+"""
+
+import asyncio
+import os
+import select
+import signal as signals
+import sys
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any, Self, TypeVar, Unpack
+
+from nucleus_gvisor.runtime.attendant import PATIENCE
+from nucleus_gvisor.runtime.audit import Record
+from nucleus_gvisor.runtime.bundle import HostPath
+from nucleus_gvisor.runtime.capture import CHUNK, DEVNULL, MAX_OUTPUT, PIPE, Capture, Data, Pipes, Redirection
+from nucleus_gvisor.runtime.errors import OutputLimit, SandboxGone, TimeoutExpired
+from nucleus_gvisor.runtime.gvisor import SandboxProcess
+from nucleus_gvisor.runtime.request import Environment, SandboxOptions, User, directory, request
+from nucleus_gvisor.runtime.sandbox import (
+    MAX_FILE,
+    Completed,
+    CompletedRun,
+    GuestProcess,
+    Process,
+    Sandbox,
+    ended,
+    launched,
+)
+
+Result = TypeVar("Result")
+
+MAX_LINE = 1 << 20
+"""Bytes of a longer line are given as lines of their own."""
+
+
+# ---- threads ----
+
+
+def _new_pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(4 + 2 * (os.cpu_count() or 1), "nucleus-gvisor")
+
+
+# It is never shut down: a guest of `arun` ends with the thread that has launched it.
+_pool = _new_pool()
+
+
+def _after_fork() -> None:
+    global _pool
+    _pool = _new_pool()  # a fork has none of its parent's threads
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _set(waiter: "asyncio.Future[None]") -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+async def _until_done(future: Future[Any], orphaned: Callable[[], object] = lambda: None) -> None:
+    """Wait for the work of a thread; to be cancelled leaves it running. `orphaned` is called there if nobody waits."""
+    loop = asyncio.get_running_loop()
+    waiter = loop.create_future()
+
+    def wake(_: Future[Any]) -> None:
+        try:
+            loop.call_soon_threadsafe(_set, waiter)
+        except RuntimeError:  # the loop was closed
+            orphaned()
+
+    future.add_done_callback(wake)
+    await waiter
+
+
+async def _finish(work: Callable[[], Result]) -> Result:
+    """Have `work` done in a thread, whatever comes meanwhile: a cancellation is raised afterwards."""
+    if isinstance(sys.exception(), GeneratorExit):
+        return work()  # nobody runs this coroutine any more
+    try:
+        future = _pool.submit(work)
+    except RuntimeError:
+        return work()  # the interpreter ends, and starts no threads
+    cancelled = False
+    while not future.done():
+        try:
+            await _until_done(future)
+        except asyncio.CancelledError:
+            cancelled = True  # kept itself, it would keep this frame, and all that `work` holds, until it is collected
+    result = future.result()
+    if cancelled:
+        raise asyncio.CancelledError
+    return result
+
+
+async def _made(make: Callable[[], Result], discard: Callable[[Result], object]) -> Result:
+    """What `make` makes in a thread; to be cancelled means that it did not, or that it was discarded, once or twice."""
+
+    def undo() -> None:
+        if not future.cancelled() and future.exception() is None:
+            discard(future.result())
+
+    future = _pool.submit(make)
+    try:
+        await _until_done(future, undo)
+    except BaseException:
+        if not future.cancel():
+            await _finish(undo)
+        raise
+    return future.result()
+
+
+async def _call(work: Callable[[], Result]) -> Result:
+    """What `work`, which leaves nothing behind, returns in a thread."""
+    return await _made(work, lambda _: None)
+
+
+# ---- descriptors ----
+
+
+async def _ready(fd: int, event: int, deadline: float | None) -> bool:
+    """Wait for `event` of poll(2) on `fd`, for one turn of the loop at least; False when `deadline` came first."""
+    loop = asyncio.get_running_loop()
+    waiter = loop.create_future()
+    own = os.dup(fd)  # others may wait for the same, or close it meanwhile
+    try:
+        (loop.add_reader if event == select.POLLIN else loop.add_writer)(own, _set, waiter)
+        done, _ = await asyncio.wait([waiter], timeout=_left(deadline))
+        return bool(done)
+    finally:
+        loop.remove_reader(own)
+        loop.remove_writer(own)
+        os.close(own)
+
+
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+async def _copied(capture: Capture, until: int, deadline: float | None) -> bool:
+    """As `Capture.run`."""
+    loop = asyncio.get_running_loop()
+    waiter = loop.create_future()
+    watched: dict[int, Callable[[int], bool]] = {}
+
+    def move(fd: int) -> None:
+        try:
+            if not capture.move(fd):
+                watched.pop(fd)(fd)
+                capture.stop(fd)
+        except OSError as error:
+            waiter.set_exception(error)
+        if capture.exceeded:
+            _set(waiter)
+
+    own = os.dup(until)
+    try:
+        watched[own] = loop.remove_reader
+        loop.add_reader(own, _set, waiter)
+        for fd, event in capture.waiting().items():
+            reads = event == select.POLLIN
+            watched[fd] = loop.remove_reader if reads else loop.remove_writer
+            (loop.add_reader if reads else loop.add_writer)(fd, move, fd)
+        done, _ = await asyncio.wait([waiter], timeout=_left(deadline))
+    finally:
+        for fd, forget in watched.items():
+            forget(fd)
+        os.close(own)
+    if not done:
+        return False
+    waiter.result()
+    if not capture.exceeded:
+        capture.drain()
+    return not capture.exceeded
+
+
+# ---- run ----
+
+
+async def arun(
+    args: Sequence[HostPath],
+    *,
+    input: Data | None = None,
+    stdin: Redirection = None,
+    stdout: Redirection = None,
+    stderr: Redirection = None,
+    capture_output: bool = True,
+    text: bool = True,
+    timeout: float | None = None,
+    check: bool = False,
+    max_output: int = MAX_OUTPUT,
+    **options: Unpack[SandboxOptions],
+) -> CompletedRun:
+    """As `run`. To be cancelled, by `asyncio.timeout` for one, ends the guest first."""
+    asked = request(**options)
+    pipes = Pipes(input, stdin, stdout, stderr, capture_output)
+    try:
+        words, process = await _made(lambda: launched(asked, args, pipes), lambda made: _end(made[1]))
+        try:
+            pipes.started()
+            deadline = None if timeout is None else time.monotonic() + timeout
+            with pipes.capture(max_output) as capture:
+                in_time = await _copied(capture, process.pidfd, deadline)
+                if not in_time:
+                    process.kill()
+                code = await _finish(process.wait)
+                return ended(process, words, code, pipes, capture, in_time, timeout, check, text, max_output)
+        finally:
+            if process.returncode is None:
+                await _finish(lambda: _end(process))
+    finally:
+        pipes.close()
+
+
+def _end(process: SandboxProcess) -> None:
+    process.kill()
+    process.wait()
+
+
+# ---- a sandbox that lives ----
+
+
+class AsyncSandbox:
+    """`Sandbox` on asyncio; the arguments are the same, and all are named. It starts when it is entered or awaited:
+
+        async with AsyncSandbox(mounts=["/data:/data:ro"]) as box:
+            out, err = await box.exec("ls", "/data")
+
+    or `box = await AsyncSandbox()` with `await box.close()` in the end. Methods do, return and raise what those of
+    `Sandbox` do; several tasks may use them at once.
+    """
+
+    def __init__(self, **options: Unpack[SandboxOptions]) -> None:
+        self._options = options
+        self._started = False
+        self._made: Sandbox | None = None
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        return self._start().__await__()
+
+    async def _start(self) -> Self:
+        if self._started:
+            raise RuntimeError("a sandbox starts once")
+        self._started = True
+        self._made = await _made(lambda: Sandbox(**self._options), Sandbox.close)
+        return self
+
+    @property
+    def _box(self) -> Sandbox:
+        if self._made is None:
+            raise RuntimeError("the sandbox was not started: await it, or enter it with `async with`")
+        return self._made
+
+    @property
+    def id(self) -> str:
+        """The container id."""
+        return self._box.id
+
+    @property
+    def pid(self) -> int:
+        """Process id of the supervisor (runsc)."""
+        return self._box.pid
+
+    @property
+    def record(self) -> Record:
+        """What the launch left in writing."""
+        return self._box.record
+
+    @property
+    def achieved(self) -> str:
+        """The confinement that was achieved and proved."""
+        return self._box.achieved
+
+    @property
+    def achieved_limits(self) -> Mapping[str, str]:
+        """By what each limit that was asked for is kept."""
+        return self._box.achieved_limits
+
+    @property
+    def closed(self) -> bool:
+        """Has it ended, by `close` or by itself."""
+        return self._box.closed
+
+    # ---- commands ----
+
+    async def exec(
+        self,
+        cmd: HostPath,
+        *args: HostPath,
+        env: Environment | None = None,
+        cwd: str | None = None,
+        timeout: float | None = None,
+        input: Data | None = None,
+        check: bool = True,
+        text: bool = True,
+        user: User | None = None,
+        max_output: int = MAX_OUTPUT,
+    ) -> Completed:
+        """Run a command to its end. To be cancelled ends it first, and what it has started, as a timeout does."""
+        words = (cmd, *args)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pipes = Pipes(input, None, None, None, True)
+        try:
+            process = await self._begin(words, pipes, env, cwd, user, deadline)
+            with pipes.capture(max_output) as capture:
+                try:
+                    in_time = process is not None and await _copied(capture, process.command.channel, deadline)
+                    if process is not None and in_time:
+                        process.wait()
+                except SandboxGone as error:
+                    capture.drain()
+                    error.stdout, error.stderr = pipes.results(capture, text)
+                    raise
+                finally:
+                    if process is not None and process.returncode is None:
+                        await _finish(process.kill)
+                code = None if process is None or not in_time else process.returncode
+                return self._box._executed(words, code, pipes, capture, timeout, check, text, max_output)
+        finally:
+            pipes.close()
+
+    async def popen(
+        self,
+        args: Sequence[HostPath],
+        *,
+        stdin: Redirection = None,
+        stdout: Redirection = None,
+        stderr: Redirection = None,
+        env: Environment | None = None,
+        cwd: str | None = None,
+        user: User | None = None,
+    ) -> "AsyncGuestProcess":
+        """Start a command; returns once it runs. Streams are bytes; a command that is cancelled later goes on, unless
+        it is used with `async with`."""
+        pipes = Pipes(None, stdin, stdout, stderr, False)
+        try:
+            process = await self._begin(args, pipes, env, cwd, user, None)
+            assert process is not None
+            process.take(pipes, text=False)
+            return AsyncGuestProcess(process)
+        finally:
+            pipes.close()
+
+    async def _begin(
+        self,
+        args: Sequence[HostPath],
+        pipes: Pipes,
+        env: Environment | None,
+        cwd: str | None,
+        user: User | None,
+        deadline: float | None,
+    ) -> GuestProcess | None:
+        """As `Sandbox._start`."""
+        box = self._box
+        words, told, command = box._send(args, pipes, env, cwd, user)
+        try:
+            in_time = await _ready(told, select.POLLIN, deadline)
+            in_time = in_time or await _ready(told, select.POLLIN, time.monotonic() + PATIENCE)
+            pid = os.read(told, 32) if in_time else b""
+        except BaseException:
+            await _finish(lambda: box._unsend(told))
+            raise
+        finally:
+            os.close(told)
+        if pid:
+            process = GuestProcess(box, words, int(pid), command)
+            if deadline is not None and time.monotonic() >= deadline:
+                await _finish(process.kill)
+                return None
+            return process
+        if not in_time:
+            box.kill()
+            return None
+        await _ready(command.channel, select.POLLIN, time.monotonic() + PATIENCE)
+        box._refuse(words, command, pipes)
+
+    # ---- files ----
+
+    async def read_file(self, path: str, *, max_bytes: int = MAX_FILE) -> bytes:
+        """The bytes of a file in the guest; OSError as the guest has it, OutputLimit when it is larger."""
+        return bytes((await self._copy("r", path, b"", max_bytes)).stdout)
+
+    async def write_file(self, path: str, data: Data, *, mode: int | None = None) -> None:
+        """Make or overwrite a file in the guest; OSError as the guest has it."""
+        await self._copy("w", path, data, 0)
+        if mode is not None:
+            where = directory(path, "path")
+            done = await self.exec(self._box._program, "m", str(mode), where, check=False)
+            self._box._copied(done.returncode, path)
+
+    async def put(self, source: HostPath, path: str) -> None:
+        """Copy the file `source` of the host to `path` in the guest, of whatever size."""
+        with open(source, "rb") as file:
+            async with await self._copier("w", path, stdin=PIPE) as process:
+                assert process.stdin is not None
+                with suppress(BrokenPipeError):  # the guest's answer says why
+                    while piece := file.read(CHUNK):
+                        await process.stdin.write(piece)
+                process.stdin.close()
+                self._box._copied(await process.wait(), path)
+
+    async def get(self, path: str, target: HostPath, *, max_bytes: int = MAX_FILE) -> None:
+        """Copy `path` of the guest to the file `target` on the host, which is there only if all of it is."""
+        final = Path(os.fsdecode(target))
+        part = final.with_name(f".{final.name}.{os.urandom(8).hex()}")
+        try:
+            with open(part, "xb") as file:
+                async with await self._copier("r", path, stdout=PIPE) as process:
+                    assert process.stdout is not None
+                    size = 0
+                    while piece := await process.stdout.read():
+                        size += len(piece)
+                        if size > max_bytes:
+                            raise OutputLimit((path,), max_bytes, None, None)
+                        file.write(piece)
+                    self._box._copied(await process.wait(), path)
+            os.replace(part, final)
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(part)
+
+    async def _copy(self, how: str, path: str, data: Data, limit: int) -> Completed:
+        where = directory(path, "path")
+        done = await self.exec(self._box._program, how, where, input=data, check=False, text=False, max_output=limit)
+        self._box._copied(done.returncode, where)
+        return done
+
+    async def _copier(
+        self, how: str, path: str, stdin: Redirection = DEVNULL, stdout: Redirection = DEVNULL
+    ) -> "AsyncGuestProcess":
+        words = [self._box._program, how, directory(path, "path")]
+        return await self.popen(words, stdin=stdin, stdout=stdout, stderr=DEVNULL)
+
+    # ---- the sandbox as a whole ----
+
+    async def ps(self) -> list[Process]:
+        """The guest's processes, its init (ours) among them."""
+        return await _call(self._box.ps)
+
+    async def stats(self) -> dict[str, Any]:
+        """What runsc counts: memory in bytes, processor time in nanoseconds, processes."""
+        return await _call(self._box.stats)
+
+    async def pause(self) -> None:
+        """Stop every process of the guest where it is. Commands started meanwhile wait."""
+        await _call(self._box.pause)
+
+    async def resume(self) -> None:
+        """Let them go on."""
+        await _call(self._box.resume)
+
+    async def signal(self, number: int, pid: int | None = None) -> None:
+        """Send a signal to process `pid` of the guest, in the guest's numbers; to all of them when None."""
+        await _call(lambda: self._box.signal(number, pid))
+
+    def kill(self) -> None:
+        """End the sandbox at once. `close` does so too, and cleans up."""
+        self._box.kill()
+
+    async def wait(self) -> int:
+        """Wait until the sandbox has ended by itself; its init's exit code."""
+        process = self._box._process
+        while (code := process.poll()) is None:
+            await _ready(process.pidfd, select.POLLIN, None)
+        return code
+
+    async def close(self) -> None:
+        """End the sandbox and remove what it had on the host, but for its record. Once is enough."""
+        if self._made is not None:
+            await _finish(self._made.close)
+
+    async def __aenter__(self) -> Self:
+        return await self if self._made is None else self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"<AsyncSandbox {self._made!r}>"
+
+
+# ---- a command that runs ----
+
+
+class Output:
+    """What a command writes: `async for` gives its lines, `read` gives pieces. Nothing is read before it is wanted."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.rest = b""
+        os.set_blocking(file.fileno(), False)
+
+    async def read(self, size: int = CHUNK) -> bytes:
+        """Up to `size` bytes, as soon as there are any; b"" at the end."""
+        while not self.rest:
+            await _ready(self._file.fileno(), select.POLLIN, None)
+            with suppress(BlockingIOError):  # another task was faster
+                return os.read(self._file.fileno(), size)
+        piece, self.rest = self.rest[:size], self.rest[size:]
+        return piece
+
+    async def readline(self) -> bytes:
+        """A line with its end, or MAX_LINE bytes of it; b"" at the end."""
+        while b"\n" not in self.rest and len(self.rest) < MAX_LINE:
+            held, self.rest = self.rest, b""
+            try:
+                piece = await self.read()
+            finally:
+                self.rest = held + self.rest
+            if not piece:
+                break
+            self.rest += piece
+        size = min(self.rest.find(b"\n") + 1 or len(self.rest), MAX_LINE)
+        line, self.rest = self.rest[:size], self.rest[size:]
+        return line
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if line := await self.readline():
+            return line
+        raise StopAsyncIteration
+
+    def close(self) -> None:
+        """The command writes into nothing."""
+        self._file.close()
+
+
+class Input:
+    """What a command reads."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        os.set_blocking(file.fileno(), False)
+
+    async def write(self, data: bytes) -> None:
+        """Return when the pipe has taken all of it; BrokenPipeError when nobody reads any more."""
+        left = memoryview(data)
+        while left:
+            await _ready(self._file.fileno(), select.POLLOUT, None)
+            with suppress(BlockingIOError):
+                left = left[os.write(self._file.fileno(), left) :]
+
+    def close(self) -> None:
+        """The command comes to the end of its input."""
+        self._file.close()
+
+
+class AsyncGuestProcess:
+    """A command that runs in a sandbox, as `asyncio.subprocess.Process` has it. Made by `AsyncSandbox.popen` alone."""
+
+    def __init__(self, process: GuestProcess) -> None:
+        self._process = process
+        self.stdin = None if process.stdin is None else Input(process.stdin)
+        self.stdout = None if process.stdout is None else Output(process.stdout)
+        self.stderr = None if process.stderr is None else Output(process.stderr)
+
+    @property
+    def args(self) -> tuple[str, ...]:
+        """Its words."""
+        return self._process.args
+
+    @property
+    def pid(self) -> int:
+        """Its process id in the guest."""
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit code (128 + signal when a signal ended it); None while it runs."""
+        return self._process.poll()
+
+    async def wait(self) -> int:
+        """The returncode, when the command has ended. To be cancelled leaves it running."""
+        while (code := self._process.poll()) is None:
+            await _ready(self._process.command.channel, select.POLLIN, None)
+        return code
+
+    async def communicate(
+        self, input: bytes = b"", timeout: float | None = None, *, max_output: int = MAX_OUTPUT
+    ) -> tuple[bytes | None, bytes | None]:
+        """Feed it `input`, read what it writes, and wait for its end; None for what is not a pipe.
+
+        TimeoutExpired and OutputLimit as in `exec`; the command is then ended, as when this is cancelled.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        files = (self._process.stdin, self._process.stdout, self._process.stderr)
+        fds = [-1 if file is None else os.dup(file.fileno()) for file in files]
+        before = [b"" if output is None else output.rest for output in (self.stdout, self.stderr)]
+        self._close()
+        with Capture({fd: max_output for fd in fds[1:] if fd >= 0}, fds[0], input) as capture:
+            try:
+                in_time = (
+                    await _copied(capture, self._process.command.channel, deadline) and self.returncode is not None
+                )
+            finally:
+                if self._process.returncode is None:
+                    await self.kill()
+            capture.drain()
+            out, err = (None if fd < 0 else rest + capture.output[fd] for fd, rest in zip(fds[1:], before, strict=True))
+        if capture.exceeded:
+            raise OutputLimit(self.args, max_output, out, err)
+        if not in_time:
+            raise TimeoutExpired(list(self.args), timeout or 0, out, err)
+        return out, err
+
+    async def send_signal(self, number: int) -> None:
+        """Send it a signal; nothing happens once it has ended."""
+        await _call(lambda: self._process.send_signal(number))
+
+    async def terminate(self) -> None:
+        """Send it SIGTERM."""
+        await self.send_signal(signals.SIGTERM)
+
+    async def kill(self) -> None:
+        """End it, and what it has started and that still descends from it, and wait for that."""
+        await _finish(self._process.kill)
+
+    def _close(self) -> None:
+        for stream in (self.stdin, self.stdout, self.stderr):
+            if stream is not None:
+                stream.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                if self.stdin is not None:
+                    self.stdin.close()
+                await self.wait()
+        finally:
+            try:
+                if self._process.returncode is None:
+                    await self.kill()
+            finally:
+                self._close()
+
+    def __repr__(self) -> str:
+        return f"<AsyncGuestProcess {list(self.args)} pid={self.pid} returncode={self._process.returncode}>"

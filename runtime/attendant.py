@@ -1,0 +1,153 @@
+"""The attendant as its owner sees it: runsc's commands where the sandbox is, and its end with the owner's.
+
+Several threads may ask at once: a request is one packet, and each command answers on a pipe of its own.
+"""
+
+import array
+import marshal
+import os
+import signal
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from nucleus_gvisor.runtime import _attendant
+from nucleus_gvisor.runtime.capture import Capture, readable
+from nucleus_gvisor.runtime.errors import RunscFailed, SandboxGone
+from nucleus_gvisor.runtime.limits import Held
+
+PATIENCE = 30.0
+"""Seconds that a command of runsc's may take before it is killed and given up."""
+ANSWER_LIMIT = 8 << 20
+
+
+class Command:
+    """One command of runsc's that runs in the sandbox's namespaces. Closing it kills it."""
+
+    def __init__(self, channel: int) -> None:
+        self.channel = channel
+        """Readable once it has ended."""
+        self.returncode: int | None = None
+
+    def ended(self, deadline: float | None = None) -> bool:
+        """Wait for its end until `deadline` (of time.monotonic; None: for ever); `returncode` is then known.
+
+        SandboxGone when the attendant, and so the sandbox, ended first.
+        """
+        if self.returncode is not None:
+            return True
+        if self.channel < 0:
+            raise SandboxGone("the sandbox has ended")
+        if not readable(self.channel, deadline):
+            return False
+        packet = os.read(self.channel, _attendant.STATUS.size)
+        self.close()
+        if len(packet) != _attendant.STATUS.size:
+            raise SandboxGone("the sandbox has ended")
+        self.returncode = os.waitstatus_to_exitcode(*_attendant.STATUS.unpack(packet))
+        return True
+
+    def close(self) -> None:
+        if self.channel >= 0:
+            os.close(self.channel)
+            self.channel = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class Attendant:
+    """The owner's end. It exists before the launch (`theirs` goes along with it) and is met afterwards."""
+
+    def __init__(self) -> None:
+        self._ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._pid = 0
+
+    def meet(self) -> None:
+        """Hear the attendant's first word, after the launch; SandboxGone when it did not come to that."""
+        self.theirs.close()
+        self._ours.settimeout(PATIENCE)
+        try:
+            packet = self._ours.recv(_attendant.HELLO.size)
+        except OSError:
+            packet = b""
+        self._ours.settimeout(None)
+        if len(packet) != _attendant.HELLO.size:
+            raise SandboxGone("the sandbox ended while it was started")
+        (self._pid,) = _attendant.HELLO.unpack(packet)
+
+    def watch(self, held: Held) -> None:
+        """Have it see to the limits that are its to see to; it is under none itself, nor are its commands."""
+        held.release(self._pid)
+        if held.watch:
+            self._send(("watch", held.watch))
+
+    def _send(self, packet: tuple[Any, ...], *descriptors: int) -> None:
+        try:
+            fds = array.array("i", descriptors)
+            self._ours.sendmsg([marshal.dumps(packet)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)] if fds else [])
+        except OSError as error:
+            raise SandboxGone("the sandbox has ended") from error
+
+    def told(self) -> str | None:
+        """The limit that it ended the sandbox for, once it has ended; None when it was for no limit."""
+        with suppress(OSError):
+            return self._ours.recv(_attendant.MAX_PACKET, socket.MSG_PEEK | socket.MSG_DONTWAIT).decode() or None
+        return None
+
+    def last_word(self) -> str | None:
+        """`told`, for a sandbox that has ended; the attendant is then dismissed."""
+        limit = self.told()
+        self.dismiss()
+        return limit
+
+    def start(self, argv: Sequence[bytes], *descriptors: int, terminal: bool = False) -> Command:
+        """Execute the verified image with `argv` and with `descriptors` as its 0, 1, 2, 3 ...
+
+        With `terminal`, descriptor 0 becomes the controlling terminal of a session of its own.
+        """
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        command = Command(reader)
+        try:
+            self._send(("start", list(argv), terminal), writer, *descriptors)
+        finally:
+            os.close(writer)
+        return command
+
+    def ask(self, name: str, argv: Sequence[bytes], timeout: float = PATIENCE, *more: int) -> bytes:
+        """What command `name` prints; RunscFailed when it fails, or takes longer than `timeout` seconds."""
+        with open(os.devnull, "rb") as null:
+            reader, writer = os.pipe2(os.O_CLOEXEC)
+            try:
+                command = self.start(argv, null.fileno(), writer, writer, *more)
+            finally:
+                os.close(writer)
+            with Capture({reader: ANSWER_LIMIT}) as capture:
+                deadline = time.monotonic() + timeout
+                try:
+                    in_time = capture.run(command.channel, deadline) and command.ended(deadline)
+                finally:
+                    command.close()
+        output = capture.output[reader]
+        if not in_time:
+            raise RunscFailed(f"runsc {name} did not answer within {timeout:g} s", output)
+        if command.returncode != 0:
+            raise RunscFailed(f"runsc {name} failed", output)
+        return output
+
+    def dismiss(self) -> None:
+        """End it, after the supervisor; its commands end with it."""
+        self.theirs.close()
+        if not self._pid and self._ours.fileno() >= 0:
+            with suppress(SandboxGone):
+                self.meet()
+        self._ours.close()
+        if self._pid > 0:
+            # Nobody else reaps our children, so the number is still its own, unless the caller ignores SIGCHLD.
+            with suppress(ChildProcessError, ProcessLookupError):
+                if os.waitpid(self._pid, os.WNOHANG) == (0, 0):
+                    os.kill(self._pid, signal.SIGKILL)
+                    os.waitpid(self._pid, 0)
+            self._pid = 0

@@ -1,0 +1,281 @@
+"""What a program writes, read into bounded memory while it runs, and what it is to read, fed to it."""
+
+import os
+import select
+import stat
+import subprocess
+import termios
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from typing import Any, Self
+
+from nucleus_gvisor.runtime.gvisor import Stream
+
+CHUNK = 1 << 16
+MAX_OUTPUT = 64 << 20
+"""Bytes of each captured stream, unless the caller says otherwise."""
+PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
+
+Data = str | bytes
+Redirection = Stream
+"""A descriptor or an object with `fileno()`, PIPE, STDOUT, DEVNULL, or None."""
+_LONGEST = 1_000_000_000
+"""poll(2) takes an int."""
+
+
+def milliseconds(deadline: float | None) -> float | None:
+    """How long to poll until `deadline` (of time.monotonic) or, where that is far away, for the first time."""
+    return None if deadline is None else min(max(0.0, deadline - time.monotonic()) * 1000, _LONGEST)
+
+
+def readable(fd: int, deadline: float | None) -> bool:
+    """Wait until `fd` is readable or at its end; False when `deadline` came first."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    while not poll.poll(milliseconds(deadline)):
+        if deadline is not None and time.monotonic() >= deadline:
+            return False
+    return True
+
+
+class Capture:
+    """Pipes of one program: `limits` are those it writes, with how many bytes of each are wanted, and `feed` is what it
+    reads: `data`, or from descriptor `source`. `sinks` are descriptors that take what a pipe gives, all of it.
+
+    The pipes are this object's to close; sources and sinks are not.
+    """
+
+    def __init__(
+        self,
+        limits: Mapping[int, int],
+        feed: int = -1,
+        data: bytes = b"",
+        *,
+        source: int = -1,
+        sinks: Mapping[int, int] | None = None,
+    ) -> None:
+        self._sinks = dict(sinks or {})
+        limits = {**limits, **dict.fromkeys(self._sinks, 0)}
+        self._limits = limits
+        self._parts: dict[int, list[bytes]] = {fd: [] for fd in limits}
+        self._sizes = dict.fromkeys(limits, 0)
+        self._open = set(limits)
+        self._feed, self._data, self._source = feed, memoryview(data), source
+        self.exceeded = False
+        """Did it write more than was wanted."""
+        for fd in (*limits, *([feed] if feed >= 0 else [])):
+            os.set_blocking(fd, False)
+        if not data and source < 0:
+            self._stop_feeding()
+
+    @property
+    def output(self) -> dict[int, bytes]:
+        """What each pipe gave, up to its limit."""
+        return {fd: b"".join(parts) for fd, parts in self._parts.items()}
+
+    def run(self, until: int, deadline: float | None) -> bool:
+        """Copy until descriptor `until` is readable, then read what is left; False when `deadline` came first, or
+        when more was written than is wanted (`exceeded`).
+
+        What the program's own background processes write after its end is not waited for.
+        """
+        poll = select.poll()
+        poll.register(until, select.POLLIN)
+        for fd, event in self.waiting().items():
+            poll.register(fd, event)
+        while True:
+            ready = poll.poll(milliseconds(deadline))
+            if not ready and deadline is not None and time.monotonic() >= deadline:
+                return False
+            for fd, _ in ready:
+                if fd != until and not self.move(fd):
+                    poll.unregister(fd)
+                    self.stop(fd)
+            if self.exceeded:
+                return False
+            if any(fd == until for fd, _ in ready):
+                self.drain()
+                return not self.exceeded
+
+    def waiting(self) -> dict[int, int]:
+        """The descriptors to wait for, each with its poll(2) event."""
+        feeding = {self._feed: select.POLLOUT} if self._feed >= 0 else {}
+        return {**dict.fromkeys(self._open, select.POLLIN), **feeding}
+
+    def move(self, fd: int) -> bool:
+        """Copy one piece from or to `fd`, which is ready; False when that was all: then wait no more, and `stop` it."""
+        return self._write() if fd == self._feed else self._read(fd) is not False
+
+    def stop(self, fd: int) -> None:
+        """Close the descriptor that feeds, once nobody waits for it: its reader then sees the end."""
+        if fd == self._feed:
+            self._stop_feeding()
+
+    def drain(self) -> None:
+        """Read what lies in the pipes."""
+        for fd in list(self._open):
+            while not self.exceeded and self._read(fd):
+                pass
+
+    def _read(self, fd: int) -> bool | None:
+        """One piece; None when there is none now, False at the end."""
+        try:
+            piece = os.read(fd, CHUNK)
+        except BlockingIOError:
+            return None
+        if not piece:
+            self._open.discard(fd)
+            return False
+        if fd in self._sinks:
+            left = memoryview(piece)
+            while left:
+                left = left[os.write(self._sinks[fd], left) :]
+            return True
+        room = self._limits[fd] - self._sizes[fd]
+        if len(piece) > room:
+            self.exceeded = True
+        self._parts[fd].append(piece[:room])
+        self._sizes[fd] += min(len(piece), room)
+        return True
+
+    def _write(self) -> bool:
+        """One piece; False when all was written, or is no longer wanted.
+
+        A file's offset moves by what the pipe took: what the program never got is still there for who comes next.
+        """
+        piece: bytes | memoryview = self._data[:CHUNK]
+        if self._source >= 0:
+            piece = os.pread(self._source, CHUNK, os.lseek(self._source, 0, os.SEEK_CUR))
+        if not piece:
+            return False
+        try:
+            taken = os.write(self._feed, piece)
+        except BlockingIOError:
+            return True
+        except BrokenPipeError:
+            return False
+        if self._source >= 0:
+            os.lseek(self._source, taken, os.SEEK_CUR)
+            return True
+        self._data = self._data[taken:]
+        return bool(self._data)
+
+    def _stop_feeding(self) -> None:
+        if self._feed >= 0:
+            os.close(self._feed)
+            self._feed = -1
+
+    def close(self) -> None:
+        self._stop_feeding()
+        for fd in self._limits:
+            with suppress(OSError):
+                os.close(fd)
+        self._limits = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Pipes:
+    """The three streams of a program: the ends that it gets (`guest`), and those which are kept of what is piped.
+
+    gVisor keeps an offset of its own, from zero, for a regular file that it is given: two programs would overwrite each
+    other's lines, and what was read in part would be read again. A file is copied through a pipe.
+    """
+
+    def __init__(
+        self, input: Data | None, stdin: Redirection, stdout: Redirection, stderr: Redirection, capture: bool
+    ) -> None:
+        self._close: list[int] = []
+        self.ours = [-1, -1, -1]
+        self.copies: dict[int, int] = {}
+        """Which of the three -> the regular file that it is copied from or to."""
+        self._data = input.encode() if isinstance(input, str) else (input or b"")
+        if input is not None:
+            if stdin not in (None, PIPE):
+                raise ValueError("stdin and input may not both be given")
+            stdin = PIPE
+        default = PIPE if capture else None
+        streams = [DEVNULL if stdin is None else stdin, *(default if s is None else s for s in (stdout, stderr))]
+        guest: list[int] = []
+        try:
+            for number, stream in enumerate(streams):
+                guest.append(guest[1] if number == 2 and stream == STDOUT else self._end(number, stream))
+        except BaseException:
+            self.close()
+            raise
+        self.guest = (guest[0], guest[1], guest[2])
+
+    @classmethod
+    def terminal(cls, window: tuple[int, int]) -> Self:
+        """A terminal in place of the streams; our end of it is `ours[1]`."""
+        ours, theirs = os.openpty()
+        termios.tcsetwinsize(ours, window)
+        self = cls(None, theirs, theirs, theirs, False)
+        self._close.append(theirs)
+        self.ours[1] = ours
+        return self
+
+    def _end(self, number: int, stream: Redirection) -> int:
+        if stream == DEVNULL:
+            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            self._close.append(null)
+            return null
+        if stream != PIPE:
+            given = number if stream is None else stream if isinstance(stream, int) else stream.fileno()
+            if not stat.S_ISREG(os.fstat(given).st_mode):
+                return given
+            self.copies[number] = given
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        theirs, self.ours[number] = (reader, writer) if number == 0 else (writer, reader)
+        self._close.append(theirs)
+        return theirs
+
+    def started(self) -> None:
+        """The guest has its ends: ours would keep its pipes open for ever."""
+        while self._close:
+            os.close(self._close.pop())
+
+    def capture(self, limit: int) -> Capture:
+        """Hand our ends over, to be read, fed and copied."""
+        self._captured = [-1 if number in self.copies else self.ours[number] for number in (1, 2)]
+        return self._handed(range(3), limit)
+
+    def copier(self) -> Capture:
+        """Hand over those of our ends that are copies of files."""
+        return self._handed(self.copies, 0)
+
+    def _handed(self, numbers: Iterable[int], limit: int) -> Capture:
+        ends = {number: self.ours[number] for number in numbers if self.ours[number] >= 0}
+        for number in ends:
+            self.ours[number] = -1
+        outputs = {number: fd for number, fd in ends.items() if number}
+        return Capture(
+            {fd: limit for number, fd in outputs.items() if number not in self.copies},
+            ends.get(0, -1),
+            self._data,
+            source=self.copies.get(0, -1),
+            sinks={fd: self.copies[number] for number, fd in outputs.items() if number in self.copies},
+        )
+
+    def results(self, capture: Capture, text: bool) -> tuple[Any, Any]:
+        """What `capture` had of the two outputs; None for those that were not to be captured."""
+        out, err = (None if fd < 0 else decoded(capture.output[fd], text) for fd in self._captured)
+        return out, err
+
+    def close(self) -> None:
+        """Close what nobody took over."""
+        self.started()
+        for number, fd in enumerate(self.ours):
+            if fd >= 0:
+                os.close(fd)
+                self.ours[number] = -1
+
+
+def decoded(data: bytes, text: bool) -> Data:
+    """As subprocess decodes, but a guest cannot make it fail."""
+    return data.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n") if text else data

@@ -1,0 +1,97 @@
+"""What a running sandbox can fail with. What a launch can fail with is in `model.errors`; `Error` is the base of both.
+
+Those with a namesake in `subprocess` derive from it as well, so that code written for it catches them.
+"""
+
+import subprocess
+from typing import Any
+
+from nucleus_gvisor.model.errors import Error, StepFailed, shown
+
+Output = str | bytes | None
+
+
+class SandboxError(Error):
+    """Base of what goes wrong once a sandbox was launched; never raised itself."""
+
+
+class LimitUnavailable(StepFailed):
+    """A limit that was asked for cannot be enforced on this host as this user; nothing ran."""
+
+
+class StartFailed(SandboxError):
+    """runsc was executed, and the guest never ran: the text has what runsc said."""
+
+
+class SandboxGone(SandboxError):
+    """The sandbox was closed, or has ended: nothing more can be done in it. Make a new one.
+
+    `stdout` and `stderr` have what the command that met this had written, if there was one.
+    """
+
+    stdout: Any = None
+    stderr: Any = None
+
+
+class RunscFailed(SandboxError):
+    """A command of runsc's own (ps, kill, pause ...) failed or did not answer in time; `output` has what it said."""
+
+    def __init__(self, message: str, output: bytes = b"") -> None:
+        super().__init__(message + (f": {shown(output.strip())}" if output.strip() else ""))
+        self.output = output
+
+
+class CannotExec(SandboxError):
+    """The program could not be started in the guest: not found, not executable, or no such directory to start it in."""
+
+    def __init__(self, args: tuple[str, ...], output: bytes) -> None:
+        super().__init__(f"exec failed: {args[0]} was not started: {shown(output.strip())}")
+        self.cmd, self.output = args, output
+
+
+class GuestFailed(SandboxError, subprocess.CalledProcessError):
+    """The guest's program ended with another code than 0, and `check` was asked for.
+
+    `returncode`, `cmd`, `stdout` and `stderr` are there as on `subprocess.CalledProcessError`.
+    """
+
+    def __str__(self) -> str:
+        end = f"exit code {self.returncode}" if self.returncode >= 0 else f"signal {-self.returncode}"
+        said = self.stderr if self.stderr else self.stdout
+        return f"exec failed: {self.cmd[0]}: {end}" + (f": {shown(said.strip())}" if said else "")
+
+
+class TimeoutExpired(SandboxError, subprocess.TimeoutExpired):
+    """The program ran for longer than `timeout` seconds and was ended, with all that it had started.
+
+    `stdout` and `stderr` have what it had written until then.
+    """
+
+    def __str__(self) -> str:
+        return f"{self.cmd[0]} timed out after {self.timeout:g} seconds"
+
+
+class OutputLimit(SandboxError):
+    """The program wrote more than `limit` bytes to one stream and was ended; `stdout` and `stderr` have the first."""
+
+    def __init__(self, args: tuple[str, ...], limit: int, stdout: Output, stderr: Output) -> None:
+        super().__init__(f"{args[0]} wrote more than {limit} bytes")
+        self.cmd, self.limit, self.stdout, self.stderr = args, limit, stdout, stderr
+
+
+class OutOfMemory(SandboxGone):
+    """The sandbox used more memory than its limit, and was ended."""
+
+
+class TooManyProcesses(SandboxGone):
+    """The guest had more processes than its limit, and the sandbox ended of it."""
+
+
+class LifetimeExpired(SandboxGone, TimeoutExpired):
+    """The sandbox lived as long as it may, and was ended."""
+
+    def __init__(self, cmd: object = (), timeout: float = 0, stdout: Output = None, stderr: Output = None) -> None:
+        subprocess.TimeoutExpired.__init__(self, cmd, timeout, stdout, stderr)  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        return f"the sandbox has lived for its {self.timeout:g} seconds, and was ended"

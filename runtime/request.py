@@ -1,0 +1,265 @@
+"""What a caller of the sandbox API asks for, judged as Google's `gvisor` package judges it, and made into a launch.
+
+ValueError and TypeError are raised for what that package raises them for; what can be told only later is a LaunchError.
+"""
+
+import os
+import posixpath
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypedDict, runtime_checkable
+
+from nucleus_gvisor.runtime.bundle import DEFAULT_ENV, HostPath, Mount, MountType, OciBundle
+from nucleus_gvisor.runtime.gvisor import GVisorRuntime
+from nucleus_gvisor.runtime.limits import Limits
+from nucleus_gvisor.runtime.options import Confinement, Enforcement, GVisorOciRunOptions, NetworkMode, Platform
+
+Environment = Mapping[str, str] | Sequence[str]
+"""Variables by name, or a list of NAME=VALUE."""
+User = int | tuple[int, int] | str
+"""A user id, (user id, group id), or `UID[:GID]`; the group is the user's number when there is none."""
+
+
+@runtime_checkable
+class MountLike(Protocol):
+    """What Google's `gvisor.Mount` has: any object with these is taken for one, writable unless it says otherwise."""
+
+    @property
+    def destination(self) -> str: ...
+    @property
+    def source(self) -> str | None: ...
+    @property
+    def type(self) -> str: ...
+    @property
+    def readonly(self) -> bool: ...
+
+
+AnyMount = Mount | MountLike | Mapping[str, Any] | str
+
+
+class SandboxOptions(TypedDict, total=False):
+    """The keyword arguments that `Sandbox`, `run` and their asynchronous twins share; see `Sandbox`."""
+
+    runtime_dir: HostPath | None
+    sandbox_id: str | None
+    network: NetworkMode | str
+    env: Environment | None
+    mounts: Sequence[AnyMount] | None
+    working_dir: str
+    rootfs: HostPath | None
+    writable: bool
+    user: User
+    hostname: str
+    rlimits: Mapping[str, int | tuple[int, int]] | None
+    memory: int | None
+    cpus: float | None
+    pids: int | None
+    lifetime: float | None
+    limits: Enforcement | str
+    runsc: HostPath | None
+    pin: str | None
+    platform: Platform | str
+    confinement: Confinement | str
+    enforcement: Enforcement | str
+    record: HostPath | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """A judged request."""
+
+    sandbox_id: str
+    env: Mapping[str, str]
+    working_dir: str
+    user: tuple[int, int]
+    runtime: GVisorRuntime
+    options: GVisorOciRunOptions
+    limits: Limits
+    how: Mapping[str, Any]
+    """Keyword arguments of `OciBundle.build`."""
+
+    def bundle(self, args: Sequence[HostPath]) -> OciBundle:
+        """The bundle that runs `args`."""
+        uid, gid = self.user
+        return OciBundle.build(args, env=self.env, cwd=self.working_dir, uid=uid, gid=gid, **self.how)
+
+    def process(
+        self, args: Sequence[HostPath], env: Environment | None, cwd: str | None, user: User | None
+    ) -> dict[str, Any]:
+        """One more process of the guest, as OCI has it; judged like a bundle's own."""
+        uid, gid = self.user if user is None else user_of(user)
+        bundle = OciBundle.build(
+            args,
+            rootfs="/",
+            env={**self.env, **environment(env)},
+            cwd=self.working_dir if cwd is None else directory(cwd, "cwd"),
+            uid=uid,
+            gid=gid,
+            rlimits=self.how["rlimits"],
+        )
+        process: dict[str, Any] = bundle.config["process"]
+        return process
+
+
+def request(
+    runtime_dir: HostPath | None = None,
+    sandbox_id: str | None = None,
+    network: NetworkMode | str = NetworkMode.NONE,
+    env: Environment | None = None,
+    mounts: Sequence[AnyMount] | None = None,
+    working_dir: str = "/",
+    *,
+    rootfs: HostPath | None = None,
+    writable: bool = False,
+    user: User = 0,
+    hostname: str = "gvisor",
+    rlimits: Mapping[str, int | tuple[int, int]] | None = None,
+    memory: int | None = None,
+    cpus: float | None = None,
+    pids: int | None = None,
+    lifetime: float | None = None,
+    limits: Enforcement | str = Enforcement.REQUIRED,
+    runsc: HostPath | None = None,
+    pin: str | None = None,
+    platform: Platform | str = Platform.AUTO,
+    confinement: Confinement | str = Confinement.MOUNT_LOCKED,
+    enforcement: Enforcement | str = Enforcement.REQUIRED,
+    record: HostPath | None = None,
+) -> Request:
+    """Judge the arguments that `Sandbox` documents."""
+    how = {
+        "rootfs": rootfs,
+        "mounts": _mounts(mounts),
+        "hostname": hostname,
+        "rlimits": rlimits,
+        "readonly": not writable,
+    }
+    options = GVisorOciRunOptions(
+        network_mode=network_mode(network),
+        platform=platform,  # type: ignore[arg-type]
+        confinement=confinement,  # type: ignore[arg-type]
+        enforcement=enforcement,  # type: ignore[arg-type]
+        pin=pin,
+        artifact_base=None if runtime_dir is None else Path(os.path.abspath(os.fsdecode(runtime_dir))),
+        record=None if record is None else Path(os.fsdecode(record)),
+    )
+    return Request(
+        secrets.token_hex(16) if sandbox_id is None or sandbox_id == "" else sandbox_id,
+        {**DEFAULT_ENV, **environment(env)},
+        directory(working_dir, "working_dir"),
+        user_of(user),
+        GVisorRuntime.searching() if runsc is None else GVisorRuntime.with_path(os.path.abspath(os.fsdecode(runsc))),
+        options,
+        Limits(memory=memory, cpus=cpus, pids=pids, lifetime=lifetime, enforcement=limits),  # type: ignore[arg-type]
+        how,
+    )
+
+
+def network_mode(network: object) -> NetworkMode:
+    """The mode; names in any case."""
+    if not isinstance(network, str):
+        raise TypeError(f"network must be a NetworkMode or str, not {type(network).__name__}")
+    try:
+        # A member of another package's str enumeration is a str whose value counts, not its name.
+        return NetworkMode(str.__str__(network).lower())
+    except ValueError:
+        raise ValueError(f"network {network!r}: expected one of {', '.join(NetworkMode)}") from None
+
+
+def environment(env: Environment | None) -> dict[str, str]:
+    """Variables by name; ValueError for an entry without `=` or a name with one."""
+    if not env:
+        return {}
+    if isinstance(env, Mapping):
+        if bad := [name for name in env if "=" in str(name)]:
+            raise ValueError(f"environment variable name {bad[0]!r} has a =")
+        return {str(name): str(value) for name, value in env.items()}
+    if not isinstance(env, list | tuple):
+        raise TypeError(f"env must be a dict or a list of NAME=VALUE, not {type(env).__name__}")
+    found = {}
+    for entry in env:
+        if not isinstance(entry, str) or "=" not in entry:
+            raise ValueError(f"environment entry {entry!r}: expected NAME=VALUE")
+        name, _, value = entry.partition("=")
+        found[name] = value
+    return found
+
+
+def directory(path: object, name: str) -> str:
+    """An absolute path in the guest; a relative one is taken from the guest's root."""
+    if path is None:
+        return "/"
+    if not isinstance(path, str):
+        raise TypeError(f"{name} must be a str, not {type(path).__name__}")
+    if not path.strip():
+        raise ValueError(f"{name} is empty")
+    return _absolute(path)
+
+
+def _absolute(path: str) -> str:
+    return "/" + posixpath.normpath(posixpath.join("/", path)).lstrip("/")
+
+
+def user_of(user: object) -> tuple[int, int]:
+    """(uid, gid); ValueError for a string that is not UID[:GID]."""
+    if isinstance(user, int):
+        return user, user
+    if isinstance(user, tuple) and len(user) == 2 and all(isinstance(number, int) for number in user):
+        return user
+    if isinstance(user, str):
+        uid, _, gid = user.partition(":")
+        if uid.isascii() and uid.isdecimal() and (not gid or (gid.isascii() and gid.isdecimal())):
+            return int(uid), int(gid or uid)
+        raise ValueError(f"user {user!r}: expected UID or UID:GID, in digits")
+    raise TypeError(f"user must be an int, a pair of them or a str, not {type(user).__name__}")
+
+
+def _mounts(mounts: object) -> list[Mount]:
+    if not mounts:
+        return []
+    if not isinstance(mounts, list | tuple):
+        raise TypeError(f"mounts must be a list or tuple, not {type(mounts).__name__}")
+    # A later mount at the same place covers the earlier one, which then need not be made.
+    found = {mount.target: mount for mount in map(_mount, mounts)}
+    # Both are there in any case.
+    always = (("/proc", MountType.PROC), ("/dev", MountType.TMPFS))
+    return [mount for mount in found.values() if (mount.target, mount.type) not in always]
+
+
+def _mount(mount: object) -> Mount:
+    if isinstance(mount, Mount):
+        return mount
+    if isinstance(mount, str):
+        return Mount.parse(mount)
+    if isinstance(mount, Mapping):
+        if "target" in mount:
+            return Mount.from_mapping(mount)
+        if extra := sorted(set(mount) - {"destination", "source", "type", "readonly"}):
+            raise ValueError(f"unrecognized keys in a mount: {extra}")
+        if "destination" not in mount:
+            raise ValueError(f"mount without a destination: {mount!r}")
+        fields = {"source": None, "type": MountType.BIND, "readonly": False, **mount}
+        return _spelled(fields["destination"], fields["source"], fields["type"], fields["readonly"])
+    if isinstance(mount, MountLike):
+        return _spelled(mount.destination, mount.source, mount.type, mount.readonly)
+    raise TypeError(f"a mount must be a Mount, a dict or SRC:DST[:ro|rw], not {type(mount).__name__}")
+
+
+def _spelled(destination: object, source: object, kind: object, readonly: object) -> Mount:
+    """A mount in OCI's and Google's spelling: writable unless it says otherwise, relative to the guest's root."""
+    if not isinstance(destination, str) or not destination.strip():
+        raise ValueError(f"mount destination is empty: {destination!r}")
+    if not isinstance(kind, str):
+        raise TypeError(f"mount type must be a MountType or str, not {type(kind).__name__}")
+    try:
+        type_ = MountType(str.__str__(kind).lower())
+    except ValueError:
+        raise ValueError(f"mount type {kind!r}: expected one of {', '.join(MountType)}") from None
+    target = _absolute(destination)
+    if type_ is not MountType.BIND:
+        return Mount(target=target, type=type_, readonly=False)
+    if not isinstance(source, str) or not source.strip():
+        raise ValueError(f"bind mount source is empty: {source!r}")
+    return Mount(source=os.path.abspath(source), target=target, readonly=bool(readonly))

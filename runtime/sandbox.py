@@ -1,0 +1,1093 @@
+"""Sandboxes for Python programs: `run` for one command, `Sandbox` for one that lives and takes many.
+
+How it works, for whoever adds to it:
+
+* Every start is `GVisorRuntime.spawn`, the verified launch. What comes after goes through the *attendant*
+  (`attendant`, `_attendant`): a small process of ours beside the supervisor, in its namespaces and as confined as it,
+  that executes runsc's other commands from the same verified image. It is made by the launch's child before that
+  becomes runsc. When its owner ends, or closes its end of their socket, it kills the supervisor, and the kernel ends
+  the sandbox with that: no daemon, no polling, no moment in which nobody is responsible. It holds no memory and no
+  descriptor of its owner's.
+* `run` needs no attendant but for limits that are watched (`limits`): the calling thread waits for the guest, and the
+  kernel kills the supervisor when that thread ends.
+* Nothing runs in the background of the owner: no thread, no signal handler. All state is descriptors, so an event loop
+  can wait for the same ones (`SandboxProcess.pidfd`, `Command.channel`) instead of a thread.
+* The guest's init is a program of ours (`guest`), so that a rootfs need have nothing in it. It says when it runs, and
+  it copies files.
+* `runsc exec` takes the whole process (arguments, environment, directory, user) from a memfd: none of it is ever on a
+  command line of the host.
+* Ending a command means ending what it started: its descendants are stopped until a listing shows no new ones, and
+  then killed. Those that it has detached are the init's children by then, with numbers above the command's own: the
+  guest's kernel counts upwards. They are the command's for sure while no other command ran beside it. What cannot be
+  told apart so, or ended within bounds, ends with the whole sandbox.
+"""
+
+import io
+import json
+import os
+import re
+import signal as signals
+import termios
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NoReturn, Self, Unpack
+
+from nucleus_gvisor.model.errors import BadBundle, shown
+from nucleus_gvisor.runtime import guest
+from nucleus_gvisor.runtime.attendant import PATIENCE, Attendant, Command
+from nucleus_gvisor.runtime.audit import Record
+from nucleus_gvisor.runtime.bundle import HostPath, OciBundle
+from nucleus_gvisor.runtime.capture import (
+    DEVNULL,
+    MAX_OUTPUT,
+    PIPE,
+    Capture,
+    Data,
+    Pipes,
+    Redirection,
+    decoded,
+    readable,
+)
+from nucleus_gvisor.runtime.errors import (
+    CannotExec,
+    GuestFailed,
+    LifetimeExpired,
+    OutOfMemory,
+    OutputLimit,
+    RunscFailed,
+    SandboxGone,
+    StartFailed,
+    TimeoutExpired,
+    TooManyProcesses,
+)
+from nucleus_gvisor.runtime.gvisor import GVisorRuntime, SandboxProcess
+from nucleus_gvisor.runtime.launch import Programs
+from nucleus_gvisor.runtime.limits import MEMORY, PIDS_LIMIT, Limits
+from nucleus_gvisor.runtime.options import Confinement, Enforcement, GVisorOciRunOptions, NetworkMode, Platform
+from nucleus_gvisor.runtime.request import AnyMount, Environment, Request, SandboxOptions, User, directory, request
+
+MAX_FILE = 1 << 30
+"""Bytes of a file that is read into memory, unless the caller says otherwise."""
+MAX_TREE = 64
+"""A command with more processes than this is ended with its whole sandbox."""
+TREE_PATIENCE = 5.0
+"""Seconds after which a command that cannot be ended is ended with its whole sandbox."""
+_ROW = re.compile(
+    r"^(?P<uid>\d+) +(?P<pid>\d+) +(?P<ppid>\d+) +\d+ +\S+ +\S+ +\S+ +(?P<command>.*)$", re.ASCII | re.MULTILINE
+)
+
+
+class Completed(tuple[Any, Any]):
+    """How a program ended. It is the pair `(stdout, stderr)` too."""
+
+    args: tuple[str, ...]
+    returncode: int
+    """The exit code; 128 + N when signal N ended it."""
+
+    def __new__(cls, args: tuple[str, ...], returncode: int, stdout: Any, stderr: Any) -> Self:
+        self = super().__new__(cls, (stdout, stderr))
+        self.args, self.returncode = args, returncode
+        return self
+
+    @property
+    def stdout(self) -> Any:
+        """What it wrote, as str or bytes as asked for; None when it was not captured."""
+        return self[0]
+
+    @property
+    def stderr(self) -> Any:
+        return self[1]
+
+    def check_returncode(self) -> None:
+        """GuestFailed unless the code is 0."""
+        if self.returncode:
+            raise GuestFailed(self.returncode, self.args, self.stdout, self.stderr)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {list(self.args)} returncode={self.returncode}>"
+
+
+class CompletedRun(Completed):
+    """How a `run` ended, and what the launch left in writing."""
+
+    record: Record
+    achieved: str
+    """The confinement that was achieved and proved."""
+    achieved_limits: Mapping[str, str]
+    """Each limit that was asked for, and who enforces it (`limits`)."""
+
+
+# ---- run ----
+
+
+def run(
+    args: Sequence[HostPath],
+    *,
+    input: Data | None = None,
+    stdin: Redirection = None,
+    stdout: Redirection = None,
+    stderr: Redirection = None,
+    capture_output: bool = True,
+    text: bool = True,
+    timeout: float | None = None,
+    check: bool = False,
+    max_output: int = MAX_OUTPUT,
+    **options: Unpack[SandboxOptions],
+) -> CompletedRun:
+    """Run `args` in a sandbox of its own, as `subprocess.run` would; `options` are those of `Sandbox`.
+
+    Output is captured unless `capture_output` is false; a stream that is given is not. The guest reads nothing unless
+    `input` or `stdin` is given. `text` decodes as UTF-8, and never fails over what the guest wrote. Nothing of the
+    guest outlives the call, whatever ends it: TimeoutExpired after `timeout` seconds, OutputLimit for more than
+    `max_output` bytes on a stream, and OutOfMemory, TooManyProcesses and LifetimeExpired for the sandbox's own limits
+    carry the output until then, GuestFailed with `check` the code too. A LaunchError means that nothing ran.
+    """
+    asked = request(**options)
+    pipes = Pipes(input, stdin, stdout, stderr, capture_output)
+    try:
+        words, process = launched(asked, args, pipes)
+        with process:
+            pipes.started()
+            deadline = None if timeout is None else time.monotonic() + timeout
+            with pipes.capture(max_output) as capture:
+                in_time = capture.run(process.pidfd, deadline)
+                if not in_time:
+                    process.kill()
+                code = process.wait()
+                return ended(process, words, code, pipes, capture, in_time, timeout, check, text, max_output)
+    finally:
+        pipes.close()
+
+
+def launched(asked: Request, args: Sequence[HostPath], pipes: Pipes) -> tuple[tuple[str, ...], SandboxProcess]:
+    """A `run`'s guest, which ends with the calling thread; its words, and its supervisor."""
+    bundle = asked.bundle(args)
+    process = limited(asked.limits, asked.runtime, asked.sandbox_id, bundle, asked.options, pipes.guest)
+    return tuple(bundle.config["process"]["args"]), process
+
+
+def limited(
+    limits: Limits,
+    runtime: GVisorRuntime,
+    sandbox_id: str,
+    bundle: OciBundle | Path,
+    options: GVisorOciRunOptions,
+    streams: tuple[int, int, int],
+) -> SandboxProcess:
+    """`runtime.spawn` of a guest that ends with the calling thread, with an attendant where its limits need one."""
+    attendant = Attendant() if limits.watched else None
+    try:
+        process = runtime.spawn(
+            sandbox_id,
+            bundle,
+            options,
+            stdin=streams[0],
+            stdout=streams[1],
+            stderr=streams[2],
+            die_with_thread=True,
+            attendant=None if attendant is None else attendant.theirs.fileno(),
+            limits=limits,
+        )
+    except BaseException:
+        if attendant is not None:
+            attendant.dismiss()
+        raise
+    if attendant is not None:
+        try:
+            with suppress(SandboxGone):  # the guest may have ended already
+                attendant.meet()
+                attendant.watch(process.held)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        finally:
+            process.held.told = attendant.last_word
+    return process
+
+
+def ended(
+    process: SandboxProcess,
+    words: tuple[str, ...],
+    code: int,
+    pipes: Pipes,
+    capture: Capture,
+    in_time: bool,
+    timeout: float | None,
+    check: bool,
+    text: bool,
+    max_output: int,
+) -> CompletedRun:
+    """What a `run` that has ended returns, or what it raises."""
+    capture.drain()
+    out, err = pipes.results(capture, text)
+    if capture.exceeded:
+        raise OutputLimit(words, max_output, out, err)
+    if not in_time:
+        raise TimeoutExpired(list(words), timeout or 0, out, err)
+    if code and (met := process.held.met()) is not None:
+        raise _limit_met(met, process.held.limits, out, err)
+    done = CompletedRun(words, code if code >= 0 else 128 - code, out, err)
+    done.record, done.achieved, done.achieved_limits = process.record, process.achieved, process.achieved_limits
+    if check:
+        done.check_returncode()
+    return done
+
+
+def _limit_met(name: str, limits: Limits, out: Any, err: Any) -> SandboxGone:
+    """The error for a sandbox that ended of its limit `name`."""
+    asked = getattr(limits, name)
+    error: SandboxGone
+    if name == MEMORY:
+        error = OutOfMemory(f"the sandbox used more than {asked} bytes of memory, and was ended")
+    elif name == PIDS_LIMIT:
+        error = TooManyProcesses(f"the guest had more than {asked} processes, and the sandbox ended of it")
+    else:
+        error = LifetimeExpired(timeout=asked)
+    error.stdout, error.stderr = out, err
+    return error
+
+
+# ---- a sandbox that lives ----
+
+
+@dataclass(frozen=True)
+class Process:
+    """One line of `Sandbox.ps`: a process of the guest, in the guest's numbers."""
+
+    pid: int
+    ppid: int
+    uid: int
+    command: str
+    """The program's name, which is the guest's to choose, as is a line in it that looks like one more process."""
+
+
+class Sandbox:
+    """A sandbox that takes commands until it is closed; a `with` block closes it. It ends with its owner, the process
+    that made it, however that ends.
+
+        with Sandbox(mounts=["/data:/data:ro"]) as box:
+            out, err = box.exec("ls", "/data")
+
+    The first six arguments are those of Google's `gvisor.Sandbox`, and so is what they mean:
+
+    runtime_dir: where the launch keeps its directories (`artifact_base` in `GVisorOciRunOptions`).
+    sandbox_id: the container id; 32 random hex digits by default.
+    network: `none`, `sandbox` or `host`.
+    env: the guest's variables, by name or as NAME=VALUE, over bundle.DEFAULT_ENV. Nothing of the caller's own.
+    mounts: `Mount` objects, `SRC:DST[:ro|rw]`, or mappings and objects with `destination`, `source`, `type` and
+        `readonly`, which are writable unless they say otherwise.
+    working_dir: where commands start; taken from the guest's root.
+
+    And ours: `rootfs`, the guest's root on the host (the host's own programs, read-only, without it) and `writable`,
+    may it be written; `user` of the guest's processes, as UID, (UID, GID) or "UID:GID"; `hostname`; `rlimits` as in
+    `OciBundle.build`; `runsc`, the binary to use, and `pin`, its SHA-256; `platform`, `confinement`, `enforcement` and
+    `record` as in `GVisorOciRunOptions`; and limits of the whole sandbox, as in `Limits`: `memory` in bytes, `cpus`,
+    `pids`, `lifetime` in seconds, and `limits`, "required" or "best_effort". Who enforces which is in
+    `achieved_limits`; a sandbox that meets one ends, and what was done in it then raises OutOfMemory, TooManyProcesses
+    or LifetimeExpired, each a SandboxGone.
+
+    Raises ValueError and TypeError for arguments, a LaunchError when the launch failed, StartFailed when runsc did; all
+    but the first two are an `Error`. Safe to use from several threads.
+    """
+
+    def __init__(
+        self,
+        runtime_dir: HostPath | None = None,
+        sandbox_id: str | None = None,
+        network: NetworkMode | str = NetworkMode.NONE,
+        env: Environment | None = None,
+        mounts: Sequence[AnyMount] | None = None,
+        working_dir: str = "/",
+        *,
+        rootfs: HostPath | None = None,
+        writable: bool = False,
+        user: User = 0,
+        hostname: str = "gvisor",
+        rlimits: Mapping[str, int | tuple[int, int]] | None = None,
+        memory: int | None = None,
+        cpus: float | None = None,
+        pids: int | None = None,
+        lifetime: float | None = None,
+        limits: Enforcement | str = Enforcement.REQUIRED,
+        runsc: HostPath | None = None,
+        pin: str | None = None,
+        platform: Platform | str = Platform.AUTO,
+        confinement: Confinement | str = Confinement.MOUNT_LOCKED,
+        enforcement: Enforcement | str = Enforcement.REQUIRED,
+        record: HostPath | None = None,
+    ) -> None:
+        self._request = request(
+            runtime_dir,
+            sandbox_id,
+            network,
+            env,
+            mounts,
+            working_dir,
+            rootfs=rootfs,
+            writable=writable,
+            user=user,
+            hostname=hostname,
+            rlimits=rlimits,
+            memory=memory,
+            cpus=cpus,
+            pids=pids,
+            lifetime=lifetime,
+            limits=limits,
+            runsc=runsc,
+            pin=pin,
+            platform=platform,
+            confinement=confinement,
+            enforcement=enforcement,
+            record=record,
+        )
+        self._owner = os.getpid()
+        self._closing = threading.Lock()
+        self._paused = False
+        self._commands = weakref.WeakSet[GuestProcess]()
+        place = _place_for_programs(rootfs, writable)
+        self._program = f"{place}/{guest.NAME}"
+        self._attendant = Attendant()
+        self._stderr = self._alive = -1
+        try:
+            self._process = self._launch(Programs(place, {guest.NAME: guest.program()}))
+        except BaseException:
+            self._attendant.dismiss()
+            for fd in (self._stderr, self._alive):
+                if fd >= 0:
+                    os.close(fd)
+            raise
+        held = (self._process, self._attendant, self._stderr, self._alive, self._owner, self.id)
+        self._dropped = weakref.finalize(self, _clean_up_dropped, *held)
+
+    def _launch(self, programs: Programs) -> SandboxProcess:
+        """Launch, and wait until the guest's init says that it runs."""
+        asked = self._request
+        self._alive, says_ready = os.pipe2(os.O_CLOEXEC)
+        self._stderr, says = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)  # full, it must not keep runsc from going on
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            process = asked.runtime.spawn(
+                asked.sandbox_id,
+                asked.bundle([self._program]),
+                asked.options,
+                stdin=null,
+                stdout=says_ready,
+                stderr=says,
+                # The initial thread lives as long as the process: then the kernel does the attendant's work as well,
+                # should anyone kill the attendant first.
+                die_with_thread=threading.get_native_id() == self._owner,
+                attendant=self._attendant.theirs.fileno(),
+                programs=programs,
+                limits=asked.limits,
+            )
+        finally:
+            for fd in (null, says_ready, says):
+                os.close(fd)
+        try:
+            self._attendant.meet()
+            process.held.told = self._attendant.told
+            self._attendant.watch(process.held)
+            if not readable(self._alive, time.monotonic() + PATIENCE):
+                raise StartFailed(f"the guest did not start within {PATIENCE:g} s{self._said()}")
+            if os.read(self._alive, 1) != guest.READY:
+                raise StartFailed(f"runsc did not start the guest{self._said()}")
+        except SandboxGone as error:
+            process.kill()
+            process.wait()
+            raise StartFailed(f"{error}{self._said()}") from error
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        return process
+
+    def _said(self) -> str:
+        """What runsc has written to its standard error."""
+        try:
+            text = os.read(self._stderr, 1 << 12).strip()
+        except BlockingIOError:
+            text = b""
+        return f": {shown(text)}" if text else ""
+
+    # ---- what it is ----
+
+    @property
+    def id(self) -> str:
+        """The container id."""
+        return self._request.sandbox_id
+
+    @property
+    def bundle_dir(self) -> str:
+        """The bundle's directory, as the supervisor names it: it lies on a tmpfs that only the sandbox sees."""
+        command = self._process.command
+        return os.fsdecode(command[command.index(b"--bundle") + 1])
+
+    @property
+    def pid(self) -> int:
+        """Process id of the supervisor (runsc)."""
+        return self._process.pid
+
+    @property
+    def record(self) -> Record:
+        """What the launch left in writing."""
+        return self._process.record
+
+    @property
+    def achieved(self) -> str:
+        """The confinement that was achieved and proved."""
+        return self._process.achieved
+
+    @property
+    def achieved_limits(self) -> Mapping[str, str]:
+        """Each limit that was asked for, and who enforces it (`limits`)."""
+        return self._process.achieved_limits
+
+    @property
+    def closed(self) -> bool:
+        """Has it ended, by `close` or by itself."""
+        return self._process.poll() is not None
+
+    # ---- commands ----
+
+    def exec(
+        self,
+        cmd: HostPath,
+        *args: HostPath,
+        env: Environment | None = None,
+        cwd: str | None = None,
+        timeout: float | None = None,
+        input: Data | None = None,
+        check: bool = True,
+        text: bool = True,
+        user: User | None = None,
+        max_output: int = MAX_OUTPUT,
+    ) -> Completed:
+        """Run a command in the sandbox to its end; what it wrote, as `(stdout, stderr)` and by name.
+
+        `env` comes over the sandbox's own. GuestFailed for a code other than 0, unless `check` is false; CannotExec
+        when there is no such program; TimeoutExpired and OutputLimit when the command, with all that it had started,
+        was ended for that (or the whole sandbox: see `GuestProcess.kill`). All of them carry the output, and all are an
+        `Error`.
+        """
+        words = (cmd, *args)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pipes = Pipes(input, None, None, None, True)
+        try:
+            process = self._start(words, pipes, env, cwd, user, deadline)
+            with pipes.capture(max_output) as capture:
+                try:
+                    in_time = process is not None and capture.run(process.command.channel, deadline)
+                    if process is not None and in_time:
+                        process.wait()
+                except SandboxGone as error:
+                    capture.drain()
+                    error.stdout, error.stderr = pipes.results(capture, text)
+                    raise
+                finally:
+                    if process is not None and process.returncode is None:
+                        process.kill()
+                code = None if process is None or not in_time else process.returncode
+                return self._executed(words, code, pipes, capture, timeout, check, text, max_output)
+        finally:
+            pipes.close()
+
+    def _executed(
+        self,
+        words: Sequence[HostPath],
+        code: int | None,
+        pipes: Pipes,
+        capture: Capture,
+        timeout: float | None,
+        check: bool,
+        text: bool,
+        max_output: int,
+    ) -> Completed:
+        """What an `exec` returns, or what it raises; a code of None: it was ended."""
+        capture.drain()
+        out, err = pipes.results(capture, text)
+        said = tuple(map(os.fsdecode, words))
+        if capture.exceeded:
+            raise OutputLimit(said, max_output, out, err)
+        if code is None:
+            raise TimeoutExpired(list(said), timeout or 0, out, err)
+        if code and self._process.held.met() is not None:  # it may be the command that was killed for it
+            error = self._gone("the sandbox met a limit")
+            error.stdout, error.stderr = out, err
+            raise error
+        done = Completed(said, code, out, err)
+        if check:
+            done.check_returncode()
+        return done
+
+    def popen(
+        self,
+        args: Sequence[HostPath],
+        *,
+        stdin: Redirection = None,
+        stdout: Redirection = None,
+        stderr: Redirection = None,
+        env: Environment | None = None,
+        cwd: str | None = None,
+        user: User | None = None,
+        text: bool = False,
+        pty: bool = False,
+        window: tuple[int, int] = (24, 80),
+    ) -> "GuestProcess":
+        """Start a command in the sandbox, as `subprocess.Popen` would; returns once it runs.
+
+        Streams that are not given are the caller's own, but for `stdin`, which is empty. Raises CannotExec.
+
+        With `pty` all three are a terminal of `window` rows and columns instead, and the process's `terminal` is its
+        other end: what is written there is typed. Once nobody holds the guest's end, reading fails with EIO.
+        """
+        if pty:
+            if (stdin, stdout, stderr, text) != (None, None, None, False):
+                raise ValueError("a terminal takes the place of the streams")
+            return self._on_terminal(args, env, cwd, user, window)
+        pipes = Pipes(None, stdin, stdout, stderr, False)
+        try:
+            process = self._start(args, pipes, env, cwd, user, None)
+            assert process is not None
+            process.take(pipes, text)
+            return process
+        finally:
+            pipes.close()
+
+    def _on_terminal(
+        self,
+        args: Sequence[HostPath],
+        env: Environment | None,
+        cwd: str | None,
+        user: User | None,
+        window: tuple[int, int],
+    ) -> "GuestProcess":
+        if not all(0 < size < 1 << 16 for size in window):
+            raise ValueError(f"window {window}: expected rows and columns")
+        pipes = Pipes.terminal(window)
+        try:
+            process = self._start(args, pipes, env, cwd, user, None, terminal=True)
+            assert process is not None
+            ours, pipes.ours[1] = pipes.ours[1], -1
+            process.terminal = open(ours, "r+b", buffering=0)  # noqa: SIM115
+            return process
+        finally:
+            pipes.close()
+
+    def _start(
+        self,
+        args: Sequence[HostPath],
+        pipes: Pipes,
+        env: Environment | None,
+        cwd: str | None,
+        user: User | None,
+        deadline: float | None,
+        terminal: bool = False,
+    ) -> "GuestProcess | None":
+        """The command, once it runs in the guest; None when `deadline` came first, and then it does not run."""
+        words, told, command = self._send(args, pipes, env, cwd, user, terminal)
+        try:
+            # A client that was told to start a process and is not heard of is not waited for without end.
+            in_time = readable(told, deadline) or readable(told, time.monotonic() + PATIENCE)
+            pid = os.read(told, 32) if in_time else b""
+        except BaseException:
+            self._unsend(told)
+            raise
+        finally:
+            os.close(told)
+        if pid:
+            started = GuestProcess(self, words, int(pid), command)
+            if deadline is not None and time.monotonic() >= deadline:
+                started.kill()
+                return None
+            return started
+        if not in_time:
+            self._process.kill()  # it may run or not, and has no number: then nothing may
+            return None
+        self._refuse(words, command, pipes)
+
+    def _send(
+        self,
+        args: Sequence[HostPath],
+        pipes: Pipes,
+        env: Environment | None,
+        cwd: str | None,
+        user: User | None,
+        terminal: bool = False,
+    ) -> tuple[tuple[str, ...], int, Command]:
+        """Have a command started: its words, a descriptor that will tell its number in the guest, and the Command."""
+        process = self._request.process(args, env, cwd, user)
+        process["terminal"] = terminal
+        words = tuple(process["args"])
+        told, tells = os.pipe2(os.O_CLOEXEC)
+        argv = self._command("exec", "--process", "/proc/self/fd/3", "--internal-pid-file", "/proc/self/fd/4")
+        try:
+            with _memory(json.dumps(process).encode()) as file:
+                command = self._attend(argv, *pipes.guest, file.fileno(), tells, terminal=terminal)
+        except BaseException:
+            os.close(told)
+            raise
+        finally:
+            os.close(tells)
+            pipes.started()
+        return words, told, command
+
+    def _unsend(self, told: int) -> None:
+        """Nobody wants the command any more, which runs or is about to."""
+        if readable(told, time.monotonic() + TREE_PATIENCE) and (pid := os.read(told, 32)):
+            self._end_tree(int(pid), not self._running())
+        else:
+            self.kill()
+
+    def _refuse(self, words: tuple[str, ...], command: Command, pipes: Pipes) -> NoReturn:
+        """runsc ended without having started the process: raise why."""
+        command.ended(time.monotonic() + PATIENCE)
+        output = b""
+        for fd in pipes.ours[1:]:
+            if fd >= 0:
+                os.set_blocking(fd, False)
+                with suppress(BlockingIOError):
+                    output += os.read(fd, 1 << 12)
+        if self.closed or self._process.held.met() is not None:
+            raise self._gone("the sandbox has ended")
+        raise CannotExec(words, output)
+
+    def _command(self, *words: str) -> list[bytes]:
+        """runsc's argument vector for a command on this sandbox: the launch's own flags, and its container id last."""
+        command = self._process.command
+        return [*command[: command.index(b"run")], *(word.encode() for word in words), self.id.encode()]
+
+    def _gone(self, text: str) -> SandboxGone:
+        """Why nothing more can be done: the limit that the sandbox met, if it met one. It ends now, if it has not."""
+        held = self._process.held
+        if held.limits.asked:
+            self._process.kill()
+            with suppress(TimeoutError, ChildProcessError):
+                self._process.wait(PATIENCE)
+            if (met := held.met()) is not None:
+                return _limit_met(met, held.limits, None, None)
+        return SandboxGone(text)
+
+    def _attend(self, argv: list[bytes], *descriptors: int, terminal: bool = False) -> Command:
+        if os.getpid() != self._owner:
+            raise SandboxGone("the sandbox belongs to another process, which forked this one")
+        try:
+            return self._attendant.start(argv, *descriptors, terminal=terminal)
+        except SandboxGone as error:
+            self.kill()  # nobody else would, when only the attendant is gone
+            raise self._gone(str(error)) from None
+
+    def _ask(self, *words: str) -> bytes:
+        return self._ask_exactly(words[0], self._command(*words))
+
+    def _ask_exactly(self, name: str, argv: list[bytes]) -> bytes:
+        if os.getpid() != self._owner:
+            raise SandboxGone("the sandbox belongs to another process, which forked this one")
+        if self.closed:
+            raise self._gone("the sandbox has ended")
+        try:
+            return self._attendant.ask(name, argv)
+        except SandboxGone as error:
+            raise self._gone(str(error)) from None
+
+    # ---- files ----
+
+    def read_file(self, path: str, *, max_bytes: int = MAX_FILE) -> bytes:
+        """The bytes of a file in the guest; OSError as the guest has it, OutputLimit when it is larger."""
+        return bytes(self._copy("r", path, b"", max_bytes).stdout)
+
+    def write_file(self, path: str, data: Data, *, mode: int | None = None) -> None:
+        """Make or overwrite a file in the guest; OSError as the guest has it."""
+        self._copy("w", path, data, 0)
+        if mode is not None:
+            done = self.exec(self._program, "m", str(mode), directory(path, "path"), check=False)
+            self._copied(done.returncode, path)
+
+    def put(self, source: HostPath, path: str) -> None:
+        """Copy the file `source` of the host to `path` in the guest, of whatever size."""
+        with open(source, "rb") as file, self._copier("w", path, stdin=PIPE) as process:
+            assert process.stdin is not None
+            with suppress(BrokenPipeError):  # the guest's answer says why
+                while piece := file.read(1 << 20):
+                    process.stdin.write(piece)
+            with suppress(BrokenPipeError):
+                process.stdin.close()
+            self._copied(process.wait(), path)
+
+    def get(self, path: str, target: HostPath, *, max_bytes: int = MAX_FILE) -> None:
+        """Copy `path` of the guest to the file `target` on the host, which is there only if all of it is.
+
+        OutputLimit when it is larger than `max_bytes`: its size is the guest's to say, and the disk is the host's.
+        """
+        final = Path(os.fsdecode(target))
+        part = final.with_name(f".{final.name}.{os.urandom(8).hex()}")
+        try:
+            with open(part, "xb") as file, self._copier("r", path, stdout=PIPE) as process:
+                assert process.stdout is not None
+                size = 0
+                while piece := process.stdout.read(1 << 16):
+                    size += len(piece)
+                    if size > max_bytes:
+                        process.kill()
+                        raise OutputLimit((path,), max_bytes, None, None)
+                    file.write(piece)
+                self._copied(process.wait(), path)
+            os.replace(part, final)
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(part)
+
+    def _copy(self, how: str, path: str, data: Data, limit: int) -> Completed:
+        where = directory(path, "path")
+        done = self.exec(self._program, how, where, input=data, check=False, text=False, max_output=limit)
+        self._copied(done.returncode, where)
+        return done
+
+    def _copier(
+        self, how: str, path: str, stdin: Redirection = DEVNULL, stdout: Redirection = DEVNULL
+    ) -> "GuestProcess":
+        return self.popen([self._program, how, directory(path, "path")], stdin=stdin, stdout=stdout, stderr=DEVNULL)
+
+    @staticmethod
+    def _copied(code: int, path: str) -> None:
+        if 0 < code < 128:
+            raise OSError(code, os.strerror(code), path)
+        if code:
+            raise RunscFailed(f"copying {path} was ended with {code}")
+
+    # ---- the sandbox as a whole ----
+
+    def ps(self) -> list[Process]:
+        """The guest's processes, its init (ours) among them."""
+        # As a table, for as JSON there are only the numbers.
+        rows = _ROW.finditer(self._ask("ps", "--format", "table").decode("utf-8", "replace"))
+        return [Process(int(r["pid"]), int(r["ppid"]), int(r["uid"]), r["command"].strip()) for r in rows]
+
+    def stats(self) -> dict[str, Any]:
+        """What runsc counts: memory in bytes, processor time in nanoseconds, processes (`runsc events --stats`)."""
+        event: dict[str, Any] = json.loads(self._ask("events", "--stats"))
+        return dict(event["data"])
+
+    def pause(self) -> None:
+        """Stop every process of the guest where it is. Commands started meanwhile wait."""
+        self._ask("pause")
+        self._paused = True
+
+    def resume(self) -> None:
+        """Let them go on."""
+        self._ask("resume")
+        self._paused = False
+
+    def signal(self, number: int, pid: int | None = None) -> None:
+        """Send a signal to process `pid` of the guest, in the guest's numbers; to all of them when None."""
+        where = ["--all"] if pid is None else ["--pid", str(pid)]
+        self._ask_exactly("kill", [*self._command("kill", *where), str(int(number)).encode()])
+
+    def _end_tree(self, pid: int, alone: bool) -> None:
+        """End process `pid` of the guest and what it has started, or, where that cannot be had, the sandbox.
+
+        `alone`: no other command ran at any time while it did.
+        """
+        deadline = time.monotonic() + TREE_PATIENCE
+        try:
+            if self._paused:
+                raise RunscFailed("a paused guest takes no signal")
+            stopped: set[int] = set()
+            while found := self._tree(pid, alone) - stopped:
+                if len(stopped | found) > MAX_TREE or time.monotonic() > deadline:
+                    raise RunscFailed("too many processes to end")
+                self._signal_all(signals.SIGSTOP, found)  # none of them can fork any more, or lose its parent
+                stopped |= found
+            self._signal_all(signals.SIGKILL, stopped)
+        except (RunscFailed, CannotExec):
+            self.kill()
+        except SandboxGone:
+            pass
+
+    def _running(self) -> "list[GuestProcess]":
+        """The commands that have not ended."""
+        with self._closing:
+            return [process for process in self._commands if process.runs]
+
+    def _tree(self, pid: int, alone: bool) -> set[int]:
+        processes = self.ps()
+        detached = [process.pid for process in processes if process.ppid == 1 and process.pid > pid]
+        if detached and not alone:
+            raise RunscFailed("a detached process may be another command's")
+        return set(_descendants(processes, [pid, *detached]))
+
+    def _signal_all(self, number: int, pids: set[int]) -> None:
+        """Signal several processes at once, from inside: a command of runsc's for each would take too long."""
+        if not pids:
+            return
+        process = self._request.process([self._program, "k", str(int(number)), *map(str, pids)], None, "/", 0)
+        for kind in ("bounding", "effective", "permitted"):
+            process["capabilities"][kind] = ["CAP_KILL"]
+        with _memory(json.dumps(process).encode()) as file:
+            self._attendant.ask(
+                "exec", self._command("exec", "--process", "/proc/self/fd/3"), TREE_PATIENCE, file.fileno()
+            )
+
+    def kill(self) -> None:
+        """End the sandbox at once. `close` does so too, and cleans up."""
+        if os.getpid() == self._owner:
+            self._process.kill()
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait until the sandbox has ended by itself; its init's exit code. TimeoutError after `timeout` seconds."""
+        return self._process.wait(timeout)
+
+    def close(self) -> None:
+        """End the sandbox and remove what it had on the host, but for its record. Once is enough."""
+        if os.getpid() != self._owner:
+            return
+        with self._closing:
+            if self._dropped.detach() is not None:
+                _clean_up(self._process, self._attendant, self._stderr, self._alive)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Sandbox {self.id} pid={self.pid}{' closed' if self.closed else ''}>"
+
+
+class GuestProcess:
+    """A command that runs in a sandbox, as `subprocess.Popen` has it. Made by `Sandbox.popen` alone."""
+
+    alone: bool
+    """Has no other command run while this one did."""
+
+    def __init__(self, sandbox: Sandbox, args: tuple[str, ...], pid: int, command: Command) -> None:
+        self._sandbox = sandbox
+        self._lock = threading.Lock()
+        self.args = args
+        self.pid = pid
+        """Its process id in the guest."""
+        self.command = command
+        self.stdin: IO[Any] | None = None
+        self.stdout: IO[Any] | None = None
+        self.stderr: IO[Any] | None = None
+        self.terminal: IO[bytes] | None = None
+        """Our end of its terminal, where it has one; unbuffered."""
+        self._copier: threading.Thread | None = None
+        """Copies what gVisor cannot be given as it is: regular files."""
+        self.returncode: int | None = None
+        """Its exit code (128 + signal when a signal ended it); None while it runs."""
+        beside = sandbox._running()
+        for process in beside:
+            process.alone = False
+        self.alone = not beside
+        with sandbox._closing:
+            sandbox._commands.add(self)
+
+    def take(self, pipes: Pipes, text: bool) -> None:
+        """Make files of our ends of the pipes."""
+        copier = pipes.copier() if pipes.copies else None
+        names: tuple[tuple[str, str], ...] = (("stdin", "wb"), ("stdout", "rb"), ("stderr", "rb"))
+        for number, (name, how) in enumerate(names):
+            fd, pipes.ours[number] = pipes.ours[number], -1
+            if fd >= 0:
+                file: IO[Any] = open(fd, how)  # noqa: SIM115
+                setattr(self, name, io.TextIOWrapper(file, "utf-8", "replace", write_through=True) if text else file)
+        if copier is not None:
+            until = os.dup(self.command.channel)
+            self._copier = threading.Thread(target=_copy_until, args=(copier, until), daemon=True)
+            self._copier.start()
+
+    @property
+    def runs(self) -> bool:
+        """Does it run still; unlike `poll` it leaves everything as it is."""
+        channel = self.command.channel
+        return self.returncode is None and channel >= 0 and not readable(channel, time.monotonic())
+
+    def poll(self) -> int | None:
+        """`returncode`, looking whether there is one."""
+        return self._ended(time.monotonic())
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The returncode, when the command has ended; TimeoutExpired after `timeout` seconds, with it still running."""
+        code = self._ended(None if timeout is None else time.monotonic() + timeout)
+        if code is None:
+            raise TimeoutExpired(list(self.args), timeout or 0)
+        return code
+
+    def _ended(self, deadline: float | None) -> int | None:
+        channel = self.command.channel
+        if self.returncode is None and channel >= 0 and not readable(channel, deadline):
+            return None
+        with self._lock:
+            if self.returncode is None and self._command_ended():
+                code = self.command.returncode
+                assert code is not None
+                if code < 0:
+                    raise self._sandbox._gone("the command of runsc's was killed")
+                if self._copier is not None:
+                    self._copier.join()
+                self.returncode = code
+        return self.returncode
+
+    def _command_ended(self) -> bool:
+        try:
+            return self.command.ended(time.monotonic())
+        except SandboxGone as error:
+            raise self._sandbox._gone(str(error)) from None
+
+    def communicate(
+        self, input: Data | None = None, timeout: float | None = None, *, max_output: int = MAX_OUTPUT
+    ) -> tuple[Any, Any]:
+        """Feed it `input`, read what it writes, and wait for its end; (stdout, stderr), None for what is not a pipe.
+
+        TimeoutExpired and OutputLimit as in `Sandbox.exec`; the command is then ended.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        text = isinstance(self.stdout or self.stderr or self.stdin, io.TextIOWrapper)
+        given = input.encode() if isinstance(input, str) else (input or b"")
+        copies = [-1 if file is None else os.dup(file.fileno()) for file in (self.stdin, self.stdout, self.stderr)]
+        for file in (self.stdin, self.stdout, self.stderr):
+            if file is not None:
+                file.close()
+        with Capture({fd: max_output for fd in copies[1:] if fd >= 0}, copies[0], given) as capture:
+            try:
+                in_time = capture.run(self.command.channel, deadline) and self.wait() is not None
+            finally:
+                if self.returncode is None:
+                    self.kill()
+            capture.drain()
+            out, err = (None if fd < 0 else decoded(capture.output[fd], text) for fd in copies[1:])
+        if capture.exceeded:
+            raise OutputLimit(self.args, max_output, out, err)
+        if not in_time:
+            raise TimeoutExpired(list(self.args), timeout or 0, out, err)
+        return out, err
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Change the size of its terminal, which the guest is told by SIGWINCH."""
+        if self.terminal is None:
+            raise ValueError("the process has no terminal")
+        termios.tcsetwinsize(self.terminal, (rows, columns))
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal; nothing happens once it has ended."""
+        if self.poll() is None:
+            try:
+                self._sandbox.signal(number, self.pid)
+            except (RunscFailed, SandboxGone):
+                if self._ended(time.monotonic() + 1) is None:
+                    raise
+
+    def terminate(self) -> None:
+        """Send it SIGTERM."""
+        self.send_signal(signals.SIGTERM)
+
+    def kill(self) -> None:
+        """End it, and all that it has started, and wait for that.
+
+        The whole sandbox ends where that is not known: when it has detached processes while other commands ran beside
+        it, and when there are more than MAX_TREE of them.
+        """
+        try:
+            if self.poll() is None:
+                self._sandbox._end_tree(self.pid, self.alone)
+                if self._ended(time.monotonic() + PATIENCE) is None:
+                    self._sandbox.kill()
+                    self._ended(None)
+        except SandboxGone:
+            self.returncode = 128 + signals.SIGKILL  # with all that there was
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            self.kill()
+        for file in (self.stdin, self.stdout, self.stderr, self.terminal):
+            if file is not None:
+                with suppress(BrokenPipeError):
+                    file.close()
+        if kind is None:
+            self.wait()
+
+    def __repr__(self) -> str:
+        return f"<GuestProcess {list(self.args)} pid={self.pid} returncode={self.returncode}>"
+
+
+def _place_for_programs(rootfs: HostPath | None, writable: bool) -> str:
+    """Where the guest sees our program. A read-only root must have a place for it: an empty directory does."""
+    if rootfs is None or writable:
+        return guest.DIRECTORY
+    root = os.fsdecode(rootfs)
+    with suppress(OSError):
+        names = sorted(name for name in os.listdir(root) if f"/{name}" not in ("/proc", "/dev", "/sys", "/tmp"))
+        for name in [guest.DIRECTORY[1:], *names]:
+            path = os.path.join(root, name)
+            if (
+                os.path.isdir(path)
+                and not os.path.islink(path)
+                and (f"/{name}" == guest.DIRECTORY or not os.listdir(path))
+            ):
+                return f"/{name}"
+    raise BadBundle(
+        "our program has no place in the read-only rootfs",
+        step="Prepare",
+        path=os.path.join(root, guest.DIRECTORY[1:]),
+        observed="missing, and there is no empty directory",
+        expected="a directory to mount over",
+        hint="make it in the rootfs, or let the rootfs be writable",
+    )
+
+
+def _descendants(processes: list[Process], roots: list[int]) -> list[int]:
+    children: dict[int, list[int]] = {}
+    for process in processes:
+        children.setdefault(process.ppid, []).append(process.pid)
+    found = [process.pid for process in processes if process.pid in roots]
+    pending = list(roots)
+    while pending:
+        below = children.get(pending.pop(), [])
+        found += below
+        pending += below
+    return [number for number in found if number != 1]  # a forged line could name the init
+
+
+def _clean_up(process: SandboxProcess, attendant: Attendant, stderr: int, alive: int) -> None:
+    process.kill()
+    process.wait()
+    attendant.dismiss()
+    readable(alive, time.monotonic() + PATIENCE)  # the guest's kernel has ended when nobody holds the other end
+    for fd in (stderr, alive):
+        os.close(fd)
+
+
+def _clean_up_dropped(
+    process: SandboxProcess, attendant: Attendant, stderr: int, alive: int, owner: int, name: str
+) -> None:
+    """For a sandbox that nobody can use any more, or that is there when the interpreter ends."""
+    if os.getpid() == owner:
+        try:
+            warnings.warn(f"sandbox {name} was not closed", ResourceWarning, stacklevel=2)
+        finally:  # a warning may be an error
+            _clean_up(process, attendant, stderr, alive)
+
+
+def _copy_until(capture: Capture, until: int) -> None:
+    with capture:
+        capture.run(until, None)
+    os.close(until)
+
+
+def _memory(data: bytes) -> IO[bytes]:
+    """A file in memory, for a command to open by /proc/self/fd."""
+    file = open(os.memfd_create("process", os.MFD_CLOEXEC), "wb")  # noqa: SIM115
+    file.write(data)
+    file.flush()
+    return file

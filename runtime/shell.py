@@ -1,0 +1,89 @@
+"""A guest's terminal, shown on the caller's own.
+
+The guest gets a terminal of its own, never the caller's: whoever holds a terminal can type into it and change it.
+"""
+
+import os
+import select
+import signal
+import termios
+import tty
+from contextlib import suppress
+
+from nucleus_gvisor.runtime.capture import CHUNK
+from nucleus_gvisor.runtime.sandbox import GuestProcess
+
+
+class _Ended(Exception):
+    """A signal asks us to end."""
+
+
+def interact(process: GuestProcess, stdin: int = 0, stdout: int = 1) -> int:
+    """Connect terminal `stdin` and `stdout` with that of `process` until it ends; its exit code.
+
+    What ends this process before (SIGTERM, SIGHUP, an interruption) ends the guest's; 128 + the signal is then the
+    code. In any case but SIGKILL the terminal is as it was. For the main thread: it handles SIGWINCH.
+    """
+    before = termios.tcgetattr(stdin)
+    handlers = {signal.SIGWINCH: lambda *_: _fit(process, stdin), signal.SIGTERM: _end, signal.SIGHUP: _end}
+    handled = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        tty.setraw(stdin, termios.TCSANOW)
+        _fit(process, stdin)  # it may have changed before we were told of changes
+        _relay(process, stdin, stdout)
+        return process.wait()
+    except _Ended as end:
+        process.kill()
+        return 128 + int(end.args[0])
+    finally:
+        with suppress(termios.error):  # the terminal may have gone
+            termios.tcsetattr(stdin, termios.TCSANOW, before)
+        for number, handler in handled.items():
+            signal.signal(number, handler)
+
+
+def _end(number: int, _: object) -> None:
+    raise _Ended(number)
+
+
+def _fit(process: GuestProcess, terminal: int) -> None:
+    with suppress(termios.error, OSError):
+        process.resize(*termios.tcgetwinsize(terminal))
+
+
+def _relay(process: GuestProcess, stdin: int, stdout: int) -> None:
+    """Copy both ways until the process has ended and what it wrote is shown."""
+    assert process.terminal is not None
+    guest, ended = process.terminal.fileno(), process.command.channel
+    os.set_blocking(guest, False)  # a guest that does not read must not keep us from what it writes
+    typed = b""
+    poll = select.poll()
+    poll.register(ended, select.POLLIN)
+    while True:
+        poll.register(guest, select.POLLIN | (select.POLLOUT if typed else 0))
+        poll.register(stdin, 0 if typed else select.POLLIN)
+        ready = dict(poll.poll())
+        if stdin in ready and not typed:
+            typed = _read(stdin)
+            if not typed:
+                raise _Ended(signal.SIGHUP)
+        if typed:
+            with suppress(BlockingIOError):
+                typed = typed[os.write(guest, typed) :]
+        if guest in ready:
+            shown = _read(guest)
+            while shown:
+                shown = shown[os.write(stdout, shown) :]
+        if ended in ready:
+            while shown := _read(guest):
+                while shown:
+                    shown = shown[os.write(stdout, shown) :]
+            return
+
+
+def _read(fd: int) -> bytes:
+    """What there is; nothing at the end, which a terminal whose other end is closed tells by EIO."""
+    try:
+        return os.read(fd, CHUNK)
+    except OSError:
+        return b""

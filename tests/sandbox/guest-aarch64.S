@@ -1,0 +1,100 @@
+/* The same as guest-x86_64.S, for the 64-bit ARM. */
+	.globl	_start
+_start:
+	ldr	x0, [sp]
+	cmp	x0, 3
+	b.lo	init
+	ldr	x19, [sp, 16]
+	ldrb	w19, [x19]
+	ldr	x1, [sp, 24]
+	cmp	w19, 0x6b
+	b.eq	kill
+	cmp	w19, 0x6d
+	b.eq	mode
+	mov	x0, -100		/* AT_FDCWD */
+	mov	w2, 0x80000		/* O_RDONLY | O_CLOEXEC */
+	cmp	w19, 0x77
+	b.ne	1f
+	mov	w3, 0x241		/* O_WRONLY | O_CREAT | O_TRUNC */
+	orr	w2, w2, w3
+1:	mov	w3, 0666
+	mov	x8, 56			/* openat */
+	svc	0
+	tbnz	x0, 63, fail
+	mov	x20, 0			/* from */
+	mov	x21, x0			/* to */
+	cmp	w19, 0x77
+	b.eq	2f
+	mov	x20, x0
+	mov	x21, 1
+2:	sub	sp, sp, 65536
+read:	mov	x0, x20
+	mov	x1, sp
+	mov	x2, 65536
+	mov	x8, 63			/* read */
+	svc	0
+	tbnz	x0, 63, fail
+	cbz	x0, done
+	mov	x22, x0
+	mov	x23, sp
+write:	mov	x0, x21
+	mov	x1, x23
+	mov	x2, x22
+	mov	x8, 64			/* write */
+	svc	0
+	tbnz	x0, 63, fail
+	add	x23, x23, x0
+	subs	x22, x22, x0
+	b.ne	write
+	b	read
+fail:	neg	x0, x0
+done:	mov	x8, 94			/* exit_group */
+	svc	0
+mode:	bl	number
+	mov	x2, x0
+	ldr	x1, [sp, 32]
+	mov	x0, -100		/* AT_FDCWD */
+	mov	x8, 53			/* fchmodat */
+	svc	0
+	b	fail
+kill:	bl	number
+	mov	x21, x0
+	add	x20, sp, 32
+4:	ldr	x1, [x20], 8
+	mov	x0, 0
+	cbz	x1, done
+	bl	number
+	mov	x1, x21
+	mov	x8, 129			/* kill */
+	svc	0
+	b	4b
+number:	mov	x0, 0			/* of the digits at x1 */
+	mov	x3, 10
+5:	ldrb	w2, [x1], 1
+	subs	w2, w2, 48
+	b.mi	6f
+	madd	x0, x0, x3, x2
+	b	5b
+6:	ret
+init:	mov	x0, 1			/* SIG_IGN */
+	stp	x0, xzr, [sp, -32]!	/* sa_handler, sa_flags */
+	stp	xzr, xzr, [sp, 16]
+	mov	x0, 17			/* SIGCHLD */
+	mov	x1, sp
+	mov	x2, 0
+	mov	x3, 8
+	mov	x8, 134			/* rt_sigaction */
+	svc	0
+	mov	x0, 1
+	mov	x1, sp			/* the byte 1 */
+	mov	x2, 1
+	mov	x8, 64			/* write */
+	svc	0
+3:	mov	x0, 0
+	mov	x1, 0
+	mov	x2, 0
+	mov	x3, 0
+	mov	x4, 8
+	mov	x8, 73			/* ppoll */
+	svc	0
+	b	3b

@@ -1,0 +1,106 @@
+/* The guest's own program. Alone: say that the guest runs, reap orphans, wait for ever.
+   r PATH: copy PATH to standard output. w PATH: copy standard input to PATH. The exit status is errno.
+   k SIGNAL PID...: send the signal to each, whether it is there or not. m MODE PATH: chmod. All numbers are decimal. */
+	.intel_syntax noprefix
+	.globl	_start
+_start:
+	cmp	qword ptr [rsp], 3
+	jb	init
+	mov	rax, [rsp + 16]
+	mov	rdi, [rsp + 24]
+	cmp	byte ptr [rax], 0x6b
+	je	kill
+	cmp	byte ptr [rax], 0x6d
+	je	mode
+	xor	r12d, r12d		/* from */
+	xor	r13d, r13d		/* to */
+	mov	esi, 0x80000		/* O_RDONLY | O_CLOEXEC */
+	cmp	byte ptr [rax], 0x77
+	jne	1f
+	mov	esi, 0x80241		/* O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC */
+1:	mov	rbx, rax
+	mov	edx, 0666
+	mov	eax, 2			/* open */
+	syscall
+	test	eax, eax
+	js	fail
+	cmp	byte ptr [rbx], 0x77
+	jne	2f
+	mov	r13d, eax
+	jmp	3f
+2:	mov	r12d, eax
+	mov	r13d, 1
+3:	sub	rsp, 65536
+read:	mov	edi, r12d
+	mov	rsi, rsp
+	mov	edx, 65536
+	xor	eax, eax		/* read */
+	syscall
+	test	eax, eax
+	js	fail
+	jz	done
+	mov	r14d, eax
+	mov	rbx, rsp
+write:	mov	edi, r13d
+	mov	rsi, rbx
+	mov	edx, r14d
+	mov	eax, 1			/* write */
+	syscall
+	test	eax, eax
+	js	fail
+	add	rbx, rax
+	sub	r14d, eax
+	jnz	write
+	jmp	read
+fail:	neg	eax
+done:	mov	edi, eax
+	mov	eax, 231		/* exit_group */
+	syscall
+mode:	call	number
+	mov	esi, eax
+	mov	rdi, [rsp + 32]
+	mov	eax, 90			/* chmod */
+	syscall
+	jmp	fail
+kill:	call	number
+	mov	r12d, eax
+	lea	rbx, [rsp + 32]
+5:	mov	rdi, [rbx]
+	xor	eax, eax
+	test	rdi, rdi
+	jz	done
+	add	rbx, 8
+	call	number
+	mov	edi, eax
+	mov	esi, r12d
+	mov	eax, 62			/* kill */
+	syscall
+	jmp	5b
+number:	xor	eax, eax		/* of the digits at rdi */
+6:	movzx	ecx, byte ptr [rdi]
+	sub	ecx, 48
+	js	7f
+	imul	eax, eax, 10
+	add	eax, ecx
+	inc	rdi
+	jmp	6b
+7:	ret
+init:	xor	eax, eax
+	push	rax			/* sa_mask */
+	push	rax			/* sa_restorer */
+	push	rax			/* sa_flags */
+	push	1			/* SIG_IGN */
+	mov	edi, 17			/* SIGCHLD */
+	mov	rsi, rsp
+	xor	edx, edx
+	mov	r10d, 8
+	mov	eax, 13			/* rt_sigaction */
+	syscall
+	mov	edi, 1
+	mov	rsi, rsp		/* the byte 1 */
+	mov	edx, 1
+	mov	eax, 1			/* write */
+	syscall
+4:	mov	eax, 34			/* pause */
+	syscall
+	jmp	4b

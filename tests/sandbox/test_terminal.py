@@ -1,0 +1,198 @@
+"""Terminals: a command of the sandbox's on one, and `nucleus-gvisor shell` on a real one."""
+
+import errno
+import fcntl
+import os
+import select
+import signal
+import subprocess
+import termios
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from nucleus_gvisor.runtime import CannotExec, Sandbox
+from tests.e2e import launching
+from tests.e2e.launching import Caller
+from tests.sandbox.conftest import MakeSandbox
+
+pytestmark = pytest.mark.real
+
+BASH = ["bash", "--norc", "--noprofile", "-i"]
+PATIENCE = 60
+PROMPT = "here> "
+BUSY = "sh -c 'echo busy; sleep 600'"
+
+
+class Typist:
+    """Whoever sits at a terminal: types, and reads until something is there."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.seen = b""
+
+    def type(self, text: str) -> None:
+        os.write(self.fd, text.encode())
+
+    def until(self, text: str) -> str:
+        """All up to and with `text`."""
+        wanted = text.encode()
+        while wanted not in self.seen:
+            assert select.select([self.fd], [], [], PATIENCE)[0], self.seen
+            try:
+                piece = os.read(self.fd, 4096)
+            except OSError as error:
+                assert error.errno == errno.EIO
+                piece = b""
+            assert piece, self.seen
+            self.seen += piece
+        before, _, self.seen = self.seen.partition(wanted)
+        return (before + wanted).decode()
+
+    def press(self, key: str, text: str) -> None:
+        """Press a key until `text` is there: runsc drops a signal that comes before it knows for whom."""
+        for _ in range(PATIENCE // 5):
+            self.type(key)
+            while text.encode() not in self.seen and select.select([self.fd], [], [], 5)[0]:
+                self.seen += os.read(self.fd, 4096)
+            if text.encode() in self.seen:
+                break
+        self.until(text)
+
+    def ask(self, command: str, answer: str) -> None:
+        """Run a command; `answer` is on a line of its own, so that the echo is not taken for it."""
+        self.type(command + "\n")
+        self.until(f"\n{answer}\r\n")
+        self.until(PROMPT)
+
+
+@pytest.fixture
+def box(make: MakeSandbox) -> Sandbox:
+    """A sandbox whose shell has a prompt that is easy to find."""
+    return make(env={"PS1": PROMPT, "TERM": "dumb"})
+
+
+def work(at: Typist, resize: Any) -> None:
+    """What anyone does at a shell: sizes, interrupting, stopping, going on."""
+    at.until(PROMPT)
+    at.ask("stty size", "33 101")
+    at.type(f"{BUSY}\n")
+    at.until("\nbusy\r\n")
+    at.press("\x03", PROMPT)
+    at.ask("echo $?", "130")
+    at.type(f"{BUSY}\n")
+    at.until("\nbusy\r\n")
+    at.press("\x1a", "Stopped")
+    at.until(PROMPT)
+    at.ask("kill %1; wait 2>/dev/null; echo over", "over")
+    at.ask("trap 'stty size' WINCH; echo set", "set")
+    resize(40, 120)
+    at.until("40 120\r\n")
+
+
+def test_a_shell_on_a_terminal(box: Sandbox) -> None:
+    """Control characters act on the guest's foreground job, sizes are told, and the exit code comes back."""
+    with box.popen(BASH, pty=True, window=(33, 101)) as process:
+        assert process.terminal is not None
+        at = Typist(process.terminal.fileno())
+        work(at, process.resize)
+        at.type("exit 7\n")
+        assert process.wait() == 7
+
+
+def test_a_terminal_that_is_closed_ends_what_ran_on_it(box: Sandbox) -> None:
+    """As when a window is closed: the shell gets SIGHUP. The sandbox goes on."""
+    with box.popen(BASH, pty=True) as process:
+        assert process.terminal is not None
+        Typist(process.terminal.fileno()).until(PROMPT)
+    assert process.returncode is not None
+    assert box.exec("echo", "alive").stdout == "alive\n"
+
+
+def test_what_cannot_be_put_on_a_terminal(box: Sandbox) -> None:
+    """A missing program is told apart, wrong arguments are refused, and no descriptor is left open."""
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(CannotExec, match="no-such-program"):
+        box.popen(["no-such-program"], pty=True)
+    with pytest.raises(ValueError, match="terminal"):
+        box.popen(["true"], pty=True, stdout=subprocess.PIPE)
+    with pytest.raises(ValueError, match="rows"):
+        box.popen(["true"], pty=True, window=(0, 80))
+    assert os.listdir("/proc/self/fd") == before
+    with box.popen(["true"]) as process, pytest.raises(ValueError, match="no terminal"):
+        process.resize(1, 1)
+
+
+@contextmanager
+def at_a_terminal(caller: Caller, *flags: str, command: list[str]) -> Iterator[tuple[subprocess.Popen[Any], Typist]]:
+    """`nucleus-gvisor shell` on a terminal that is its controlling one."""
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (33, 101))
+
+    def take() -> None:
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    words = [*launching.COMMAND, "shell", *caller.chosen(), "--env", f"PS1={PROMPT}", *flags, "--", *command]
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), theirs)
+    process = caller.mode.popen([caller.mode.python, *words], preexec_fn=take, **streams)
+    try:
+        yield process, Typist(ours)
+    finally:
+        process.kill()
+        process.wait()
+        for fd in (ours, theirs):
+            os.close(fd)
+
+
+def test_shell_for_each_kind_of_caller_with_each_release(caller: Caller) -> None:
+    """It works as on the host, its size follows the terminal's, and the code is the guest's."""
+    with at_a_terminal(caller, command=BASH) as (process, at):
+        before = termios.tcgetattr(at.fd)
+        work(at, lambda rows, columns: termios.tcsetwinsize(at.fd, (rows, columns)))
+        at.type("exit 7\n")
+        assert process.wait(PATIENCE) == 7
+        assert termios.tcgetattr(at.fd) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_shell_that_is_ended_restores_the_terminal(newer: Caller, number: int) -> None:
+    """Nothing of it runs afterwards."""
+    with at_a_terminal(newer, command=BASH) as (process, at):
+        before = termios.tcgetattr(at.fd)
+        at.until(PROMPT)
+        assert termios.tcgetattr(at.fd) != before
+        below = launching.descendants(process.pid)
+        process.send_signal(number)
+        assert process.wait(PATIENCE) == 128 + number
+        assert termios.tcgetattr(at.fd) == before
+        assert launching.gone(below) == {}
+
+
+def test_shell_that_is_killed_leaves_nothing_running(first: Caller) -> None:
+    """Not even by SIGKILL, after which nobody is there to restore the terminal."""
+    with at_a_terminal(first, command=BASH) as (process, at):
+        at.until(PROMPT)
+        below = launching.descendants(process.pid)
+        process.kill()
+        process.wait(PATIENCE)
+        assert launching.gone(below) == {}
+
+
+def test_shell_says_why_not(first: Caller) -> None:
+    """Without a terminal, with options that are not a shell's, for a program that is not there, and at a limit."""
+    done = first.mode.cli("shell", *first.chosen())
+    assert (done.returncode, done.stdout) == (125, "")
+    assert "no terminal" in done.stderr
+    with at_a_terminal(first, "--timeout", "5", command=["true"]) as (process, at):
+        at.until("not for a shell")
+        assert process.wait(PATIENCE) == 125
+    with at_a_terminal(first, command=["no-such-program"]) as (process, at):
+        at.until("was not started")
+        assert process.wait(PATIENCE) == 125
+    hog = ["python3", "-c", "b = []\nwhile True: b.append(bytearray(b'x') * (10 << 20))"]
+    with at_a_terminal(first, "--memory", "200M", command=hog) as (process, at):
+        at.until("more than 209715200 bytes of memory")
+        assert process.wait(PATIENCE) == 125
