@@ -101,7 +101,7 @@ CAUSES = {str(cause) for cause in DOMAINS["cause"]} - {"none"}
         ({**RAN, "userns": False}, "ConfinedMeansHostCan"),
         ({**RAN, "confined": "landlock", "confinement": "landlock", "landlock": False}, "ConfinedMeansHostCan"),
         ({**RAN, "confined": "none", "proved": False, "enforcement": "best_effort"}, "SkippedMeansCannot"),
-        *(({"state": S.FAILED, "cause": cause}, "CauseIsTrue") for cause in CAUSES - {"changed"}),
+        *(({"state": S.FAILED, "cause": cause}, "CauseIsTrue") for cause in sorted(CAUSES - {"changed"})),
         *(
             ({"state": S.FAILED, "cause": cause, "enforcement": "best_effort", **world}, "CauseIsTrue")
             for cause, world in (
