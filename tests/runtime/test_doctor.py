@@ -108,7 +108,6 @@ def test_a_yes_is_kept(mode: Mode) -> None:
     assert told["release"]["details"]["version"] == launch["release"]
 
 
-@pytest.mark.alone
 def test_nothing_changes(mode: Mode) -> None:
     """Nothing is made or mounted, in the artifact base or in the places that the trial covers."""
     places = [Path(place) for place in ("/srv", "/mnt", "/media") if os.path.isdir(place)]

@@ -327,7 +327,7 @@ async def twice(options: Options, after: float) -> None:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("moments", [4, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("moments", [4, pytest.param(30, marks=pytest.mark.campaign)])
 @pytest.mark.parametrize("cancelled", [by_cancel, by_timeout, twice])
 def test_cancelled_at_any_moment(new_options: Options, cancelled: Cancelled, moments: int) -> None:
     """When the cancellation is over, no process and no descriptor is left."""

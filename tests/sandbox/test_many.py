@@ -17,7 +17,7 @@ from tests.support.places import mounts_below
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 THREADS = 16
-COUNTS = [8, pytest.param(100, marks=pytest.mark.slow)]
+COUNTS = [8, pytest.param(100, marks=pytest.mark.campaign)]
 
 
 def all_live(count: int) -> None:

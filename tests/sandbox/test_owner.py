@@ -75,7 +75,7 @@ def ended(process: subprocess.Popen[str], caller: Caller, below: dict[int, str])
     assert not any((caller.mode.base / "locks").glob("*"))
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("threads", ["one", "threads"])
 def test_the_owner_is_killed_at_any_moment(first: Caller, threads: str) -> None:

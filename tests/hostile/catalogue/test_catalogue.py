@@ -548,7 +548,7 @@ def pass_all(listener: int, number: int, act: Callable[[], object]) -> bool:
         let_pass(listener, key)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @needs_root
 @case("PX-swap")
 @pytest.mark.parametrize("method", ["auto", "copy"])
@@ -635,22 +635,23 @@ def launch():
 
 
 PARTS = 4
+MINUTES = [pytest.mark.campaign, pytest.mark.timeout(1200)]
+EVERY_LINE = [pytest.param(part, PARTS, marks=MINUTES) for part in range(PARTS)]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 @case("UX-lines")
-@pytest.mark.parametrize("part", range(PARTS))
-def test_interrupted_at_every_line(case: Case, mode_bench: Bench, part: int, observe: Observe) -> None:
+@pytest.mark.parametrize(("first", "step"), [(7, 40), *EVERY_LINE])
+def test_interrupted_at_every_line(case: Case, mode_bench: Bench, first: int, step: int, observe: Observe) -> None:
     """KeyboardInterrupt or MemoryError on any line that a launch executes, in its child too, leaves nothing behind.
 
     Root's launches meet both on each line; the others, whose lines are the same, one of the two on each.
     """
     assert mode_bench.mode is not None
     both = ["KeyboardInterrupt", "MemoryError"]
-    errors = both if mode_bench.mode.name == ROOT_MODE else [both[part % 2]]
-    told = struck(mode_bench, errors, part, PARTS, {})
-    assert len(told["struck"]) >= told["lines"] // PARTS * len(errors) and told["lines"] > 1000
+    errors = both if mode_bench.mode.name == ROOT_MODE else [both[first % 2]]
+    told = struck(mode_bench, errors, first, step, {})
+    assert len(told["struck"]) >= told["lines"] // step * len(errors) and told["lines"] > 1000
     wrong = [json.dumps(strike) for strike in told["struck"] if strike.get("wrong") or "crash" in strike]
     assert not wrong, "\n".join(wrong)
     # Which of the lines that wait for a process are reached is a matter of time.
@@ -658,7 +659,7 @@ def test_interrupted_at_every_line(case: Case, mode_bench: Bench, part: int, obs
     assert len(missed) <= 4, missed
     # Past execve the guest may have begun, and is ended; before, nothing was executed but to be asked.
     late = {strike["id"] for strike in told["struck"] if strike["id"] in told["ran"] and strike["ended"] != "0"}
-    assert len(late) <= told["lines"] // PARTS // 4
+    assert len(late) <= told["lines"] // step // 4
     observe(f"{len(told['struck'])} strikes on {told['lines']} lines, all clean")
 
 
