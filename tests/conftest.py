@@ -45,6 +45,15 @@ def measured_children() -> Iterator[None]:
         yield
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is `root_first` is a campaign for the other kinds of caller."""
+    for item in items:
+        params: dict[str, object] = getattr(getattr(item, "callspec", None), "params", {})
+        if item.get_closest_marker("root_first") and params.get("mode") != support_modes.NAMES[0]:
+            item.add_marker(pytest.mark.campaign)
+
+
 @pytest.fixture
 def base() -> Iterator[Path]:
     """A fresh private directory of the caller, below nothing that others can write."""

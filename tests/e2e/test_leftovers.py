@@ -126,6 +126,7 @@ def traces(base: Path) -> dict[str, object]:
     return {"mounts": places.mounts_below(base), "scattered": sorted(scattered)}
 
 
+@pytest.mark.root_first
 def test_two_hundred_launches(mode: Mode, runsc_old: Path, runsc_new: Path, without_loader: Path) -> None:
     """Of 200 launches, 50 fail at different steps or are killed; the next launch finds and leaves records alone."""
     campaign = Campaign(mode, runsc_old, runsc_new, without_loader)

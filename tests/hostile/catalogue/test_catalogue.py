@@ -349,6 +349,7 @@ def test_inherited(case: Case, mode_bench: Bench, observe: Observe) -> None:
 # ---- confinement ----
 
 
+@pytest.mark.root_first
 @case("C-required")
 def test_required_with_every_combination(case: Case, mode_bench: Bench, observe: Observe) -> None:
     """With `required`, a launch is confined as asked for, or fails: no combination of options is a way around."""
@@ -572,6 +573,7 @@ def test_swap_before_each_call(case: Case, mode_bench: Bench, method: str, obser
     observe(", ".join(f"{end}: {count}" for end, count in sorted(ends.items())))
 
 
+@pytest.mark.root_first
 @needs_root
 @case("PX-exchange")
 def test_exchanged_all_the_time(case: Case, mode_bench: Bench, observe: Observe) -> None:
@@ -640,6 +642,7 @@ EVERY_LINE = [pytest.param(part, PARTS, marks=MINUTES) for part in range(PARTS)]
 
 
 @pytest.mark.slow
+@pytest.mark.root_first
 @case("UX-lines")
 @pytest.mark.parametrize(("first", "step"), [(7, 40), *EVERY_LINE])
 def test_interrupted_at_every_line(case: Case, mode_bench: Bench, first: int, step: int, observe: Observe) -> None:
