@@ -1003,6 +1003,8 @@ class GuestProcess:
                     self._ended(None)
         except SandboxGone:
             self.returncode = 128 + signals.SIGKILL  # with all that there was
+            with suppress(TimeoutError):  # runsc's client may hear of it before the supervisor has ended
+                self._sandbox.wait(PATIENCE)
 
     def __enter__(self) -> Self:
         return self
