@@ -807,6 +807,8 @@ class Sandbox:
             self._signal_all(signals.SIGKILL, stopped)
         except (RunscFailed, CannotExec):
             self.kill()
+            with suppress(TimeoutError):  # runsc's client hears of it before the supervisor has ended
+                self.wait(PATIENCE)
         except SandboxGone:
             pass
 
@@ -1003,8 +1005,6 @@ class GuestProcess:
                     self._ended(None)
         except SandboxGone:
             self.returncode = 128 + signals.SIGKILL  # with all that there was
-            with suppress(TimeoutError):  # runsc's client may hear of it before the supervisor has ended
-                self._sandbox.wait(PATIENCE)
 
     def __enter__(self) -> Self:
         return self
