@@ -38,7 +38,7 @@ def changed(name: str, text: str) -> list[str]:
 # ---- the kill matrix ----
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_every_mutant_is_killed_as_expected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each is killed by the properties in mutants.json, or proved equivalent; the matrix says so."""
     assert mutants.main(["--json", str(tmp_path / "matrix")]) == 0

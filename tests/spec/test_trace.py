@@ -377,7 +377,7 @@ def shapes() -> list[Lines]:
     return [evidenced(lines) for actions, lines in whole.items() if actions not in begun]
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_whatever_is_done_to_a_record_both_judges_name_it(
     shapes: list[Lines], record_property: Callable[[str, object], None]
 ) -> None:
