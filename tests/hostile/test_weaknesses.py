@@ -1398,7 +1398,10 @@ def test_weakness_35_asking_is_bounded_in_time(bench: Bench, monkeypatch: pytest
     with nothing_left(bench.artifacts), pytest.raises((NotRunsc, StepFailed)):
         GVisorRuntime.with_path(bench.runsc).version()
     assert time.monotonic() - began < 8
-    left = [report["pid"] for report in bench.witness.reports() if alive(report["pid"])]
+    left = [report["pid"] for report in bench.witness.reports()]
+    patience = time.monotonic() + 10  # PR_SET_PDEATHSIG's signal is on its way when the parent is gone
+    while (left := [pid for pid in left if alive(pid)]) and time.monotonic() < patience:
+        time.sleep(0.02)
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     assert left == []
