@@ -19,13 +19,13 @@ run: setup-run ## Launch one program under gVisor and show its states and its re
 
 test: setup-test lint ## Set up everything, then lint, types and all tests with coverage
 	@rm -f .coverage .coverage.*
-	@$(BIN)/coverage run -m pytest -m "not campaign" $(HALF) >.venv/half.log 2>&1 & half=$$!; status=0; \
+	@env --default-signal=INT,QUIT $(BIN)/coverage run -m pytest -m "not campaign" $(HALF) >.venv/half.log 2>&1 & half=$$!; status=0; \
 	$(BIN)/coverage run -m pytest -m "not campaign" $(addprefix --ignore=,$(HALF)) || status=$$?; \
 	wait $$half || status=$$?; cat .venv/half.log; \
 	$(BIN)/coverage combine --quiet; $(BIN)/coverage report; exit $$status
 
 # In two processes, because a launch waits for others most of the time; each without threads, because a launch from a
-# process with threads goes another way (pytest-xdist's workers have some).
+# process with threads goes another way (pytest-xdist's workers have some). The shell ignores SIGINT for what runs beside.
 HALF = tests/hostile tests/sandbox
 
 # The model, the graph, the steps by themselves, and one real launch a kind of caller: a minute at most.
