@@ -261,22 +261,11 @@ def _become(argv: list[bytes], terminal: bool, given: list[int], image: int, env
         if terminal:  # then the kernel tells runsc of its keys and its size, and runsc the guest
             os.setsid()
             fcntl.ioctl(given[0], termios.TIOCSCTTY, 0)
-        above = 3 + len(given) + max([image, *given])
-        image = _moved(image, above)
-        copies = [_moved(fd, above) for fd in given]
-        for target, fd in enumerate(copies):
-            os.dup2(fd, target)
-        linux.close_all_but({*range(len(copies)), image})
-        os.set_inheritable(image, False)
+        image = fcntl.fcntl(image, fcntl.F_DUPFD_CLOEXEC, len(given))
+        linux.arrange(given)
+        linux.close_all_but({*range(len(given)), image})
         os.chdir("/")
-        for number in range(1, _signal.NSIG):
-            if number not in (_signal.SIGKILL, _signal.SIGSTOP):
-                linux.default_signal(number)
-        _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+        linux.default_signals()
         os.execve(image, argv, env)
     finally:
         os._exit(125)
-
-
-def _moved(fd: int, above: int) -> int:
-    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above)

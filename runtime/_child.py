@@ -53,7 +53,7 @@ def main(plan: Plan, link: int) -> None:
         _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
         _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)  # ignored, it would have the kernel reap whom we wait for
         os.umask(0o077)
-        _stdio(plan["stdio"])
+        linux.arrange(plan["stdio"])
         if plan["die_with_parent"]:
             linux.die_with_parent(_signal.SIGKILL)
             if os.getppid() != plan["parent"]:
@@ -118,25 +118,8 @@ def _obey(link: int, image: int, plan: Plan) -> None:
 def execute(image: int, argv: list[bytes], env: dict[bytes, bytes]) -> None:
     """Become `image`, with default signals, in `/`. Python ignores SIGPIPE and SIGXFSZ; execve would keep that."""
     os.chdir("/")
-    defaults()
+    linux.default_signals()
     os.execve(image, argv, env)
-
-
-def defaults() -> None:
-    """Default dispositions and an empty mask; a signal that came meanwhile takes effect now."""
-    for number in range(1, _signal.NSIG):
-        if number not in (_signal.SIGKILL, _signal.SIGSTOP):
-            linux.default_signal(number)
-    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
-
-
-def _stdio(descriptors: list[int]) -> None:
-    """Put `descriptors` at 0, 1 and 2; copies first, because one may stand where another is to go."""
-    import fcntl
-
-    copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in descriptors]
-    for target, copy in enumerate(copies):
-        os.dup2(copy, target)
 
 
 # ---- confinements: each returns the descriptor to execute and the evidence ----

@@ -4,6 +4,7 @@ Each raises OSError whose text is the call with its arguments. Constants name th
 x86-64 and of the architectures that share the generic table from 424 on (arm64, riscv64).
 """
 
+import _signal  # type: ignore[import-not-found]  # signal without its enumerations: a millisecond less
 import ctypes
 import errno
 import fcntl
@@ -277,6 +278,21 @@ def default_signal(number: int) -> None:
         number_of_call, ctypes.c_long(number), ctypes.create_string_buffer(32), None, ctypes.c_long(8)
     )
     _checked(answer, "rt_sigaction", (number,))
+
+
+def default_signals() -> None:
+    """Default dispositions and an empty mask; a signal that came meanwhile takes effect now."""
+    for number in range(1, _signal.NSIG):
+        if number not in (_signal.SIGKILL, _signal.SIGSTOP):
+            default_signal(number)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+
+
+def arrange(descriptors: list[int]) -> None:
+    """Put `descriptors` at 0, 1, 2 and on; copies first, because one may stand where another is to go."""
+    copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, len(descriptors)) for fd in descriptors]
+    for target, copy in enumerate(copies):
+        os.dup2(copy, target)
 
 
 def set_dumpable(value: bool = True) -> None:

@@ -25,7 +25,6 @@ from nucleus_gvisor.runtime.audit import Record
 from nucleus_gvisor.runtime.bundle import HostPath
 from nucleus_gvisor.runtime.capture import CHUNK, DEVNULL, MAX_OUTPUT, PIPE, Capture, Data, Pipes, Redirection
 from nucleus_gvisor.runtime.errors import OutputLimit, SandboxGone, TimeoutExpired
-from nucleus_gvisor.runtime.gvisor import SandboxProcess
 from nucleus_gvisor.runtime.request import Environment, SandboxOptions, User, directory, request
 from nucleus_gvisor.runtime.sandbox import (
     MAX_FILE,
@@ -205,7 +204,7 @@ async def arun(
     asked = request(**options)
     pipes = Pipes(input, stdin, stdout, stderr, capture_output)
     try:
-        words, process = await _made(lambda: launched(asked, args, pipes), lambda made: _end(made[1]))
+        words, process = await _made(lambda: launched(asked, args, pipes), lambda made: made[1].end())
         try:
             pipes.started()
             deadline = None if timeout is None else time.monotonic() + timeout
@@ -217,14 +216,9 @@ async def arun(
                 return ended(process, words, code, pipes, capture, in_time, timeout, check, text, max_output)
         finally:
             if process.returncode is None:
-                await _finish(lambda: _end(process))
+                await _finish(process.end)
     finally:
         pipes.close()
-
-
-def _end(process: SandboxProcess) -> None:
-    process.kill()
-    process.wait()
 
 
 # ---- a sandbox that lives ----

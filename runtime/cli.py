@@ -26,6 +26,7 @@ from nucleus_gvisor.runtime.options import (
     Platform,
     StageMethod,
 )
+from nucleus_gvisor.runtime.request import user_of
 from nucleus_gvisor.runtime.sandbox import Sandbox, limited
 from nucleus_gvisor.runtime.streams import Relay, open_standard_descriptors
 
@@ -38,7 +39,6 @@ BY_LIMIT = 137
 MAX_SECONDS = 2_000_000
 """The longest --timeout, 23 days."""
 _SIZE = re.compile(r"([0-9]{1,15})([KMGkmg]?)", re.ASCII)
-_USER = re.compile(r"([0-9]{1,10})(?::([0-9]{1,10})?)?", re.ASCII)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -265,10 +265,10 @@ def bundle_of(given: argparse.Namespace) -> OciBundle | Path:
 
 
 def _user(text: str) -> tuple[int, int]:
-    match = _USER.fullmatch(text)
-    if match is None:
-        raise BadArgument("user refused", step="Resolve", observed=text, expected="UID or UID:GID, in digits")
-    return int(match[1]), int(match[2] or match[1])
+    try:
+        return user_of(text)
+    except ValueError:
+        raise BadArgument("user refused", step="Resolve", observed=text, expected="UID or UID:GID, in digits") from None
 
 
 def _seconds(text: str) -> float:

@@ -148,13 +148,16 @@ class SandboxProcess:
         """End the sandbox at once: the supervisor by SIGKILL, and with it all its processes."""
         self.send_signal(signals.SIGKILL)
 
+    def end(self) -> None:
+        """End it now, if it has not ended, and wait for that."""
+        self.kill()
+        self.wait()
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.poll() is None:
-            self.kill()
-        self.wait()
+        self.end()
 
     def __repr__(self) -> str:
         return f"<SandboxProcess {self.container_id} pid={self.pid} returncode={self.returncode}>"

@@ -102,6 +102,8 @@ class Rehearsal:
             _syscall=self._syscall,
             _libc=_Libc(self),
             os=fake_os,
+            _signal=_Signal(self),
+            arrange=self._arrange,
             close_all_but=self._close_all_but,
             default_signal=self._default_signal,
         )
@@ -109,7 +111,6 @@ class Rehearsal:
             os=fake_os,
             _signal=_Signal(self),
             linux=linux,
-            _stdio=self._stdio,
             _loopback_up=self._loopback_up,
             ask=self._ask,
         )
@@ -209,7 +210,7 @@ class Rehearsal:
     def _close_all_but(self, keep: set[int]) -> None:
         self.note("close_range", f"from 3 to the last, all but {', '.join(sorted(map(self.fds.name, keep)))}")
 
-    def _stdio(self, descriptors: list[int]) -> None:
+    def _arrange(self, descriptors: list[int]) -> None:
         for target, fd in enumerate(descriptors):
             self.note("dup2", f"{fd} to {target}")
 

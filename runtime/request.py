@@ -39,15 +39,9 @@ class MountLike(Protocol):
 AnyMount = Mount | MountLike | Mapping[str, Any] | str
 
 
-class SandboxOptions(TypedDict, total=False):
-    """The keyword arguments that `Sandbox`, `run` and their asynchronous twins share; see `Sandbox`."""
+class OwnOptions(TypedDict, total=False):
+    """The keyword arguments of `Sandbox` that Google's package has not; `request` has their defaults."""
 
-    runtime_dir: HostPath | None
-    sandbox_id: str | None
-    network: NetworkMode | str
-    env: Environment | None
-    mounts: Sequence[AnyMount] | None
-    working_dir: str
     rootfs: HostPath | None
     writable: bool
     user: User
@@ -64,6 +58,17 @@ class SandboxOptions(TypedDict, total=False):
     confinement: Confinement | str
     enforcement: Enforcement | str
     record: HostPath | None
+
+
+class SandboxOptions(OwnOptions, total=False):
+    """The keyword arguments that `Sandbox`, `run` and their asynchronous twins share; see `Sandbox`."""
+
+    runtime_dir: HostPath | None
+    sandbox_id: str | None
+    network: NetworkMode | str
+    env: Environment | None
+    mounts: Sequence[AnyMount] | None
+    working_dir: str
 
 
 @dataclass(frozen=True)

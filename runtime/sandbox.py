@@ -69,8 +69,17 @@ from nucleus_gvisor.runtime.errors import (
 from nucleus_gvisor.runtime.gvisor import GVisorRuntime, SandboxProcess
 from nucleus_gvisor.runtime.launch import Programs
 from nucleus_gvisor.runtime.limits import MEMORY, PIDS_LIMIT, Limits
-from nucleus_gvisor.runtime.options import Confinement, Enforcement, GVisorOciRunOptions, NetworkMode, Platform
-from nucleus_gvisor.runtime.request import AnyMount, Environment, Request, SandboxOptions, User, directory, request
+from nucleus_gvisor.runtime.options import GVisorOciRunOptions, NetworkMode
+from nucleus_gvisor.runtime.request import (
+    AnyMount,
+    Environment,
+    OwnOptions,
+    Request,
+    SandboxOptions,
+    User,
+    directory,
+    request,
+)
 
 MAX_FILE = 1 << 30
 """Bytes of a file that is read into memory, unless the caller says otherwise."""
@@ -204,8 +213,7 @@ def limited(
                 attendant.meet()
                 attendant.watch(process.held)
         except BaseException:
-            process.kill()
-            process.wait()
+            process.end()
             raise
         finally:
             process.held.told = attendant.last_word
@@ -305,53 +313,14 @@ class Sandbox:
         env: Environment | None = None,
         mounts: Sequence[AnyMount] | None = None,
         working_dir: str = "/",
-        *,
-        rootfs: HostPath | None = None,
-        writable: bool = False,
-        user: User = 0,
-        hostname: str = "gvisor",
-        rlimits: Mapping[str, int | tuple[int, int]] | None = None,
-        memory: int | None = None,
-        cpus: float | None = None,
-        pids: int | None = None,
-        lifetime: float | None = None,
-        limits: Enforcement | str = Enforcement.REQUIRED,
-        runsc: HostPath | None = None,
-        pin: str | None = None,
-        platform: Platform | str = Platform.AUTO,
-        confinement: Confinement | str = Confinement.MOUNT_LOCKED,
-        enforcement: Enforcement | str = Enforcement.REQUIRED,
-        record: HostPath | None = None,
+        **own: Unpack[OwnOptions],
     ) -> None:
-        self._request = request(
-            runtime_dir,
-            sandbox_id,
-            network,
-            env,
-            mounts,
-            working_dir,
-            rootfs=rootfs,
-            writable=writable,
-            user=user,
-            hostname=hostname,
-            rlimits=rlimits,
-            memory=memory,
-            cpus=cpus,
-            pids=pids,
-            lifetime=lifetime,
-            limits=limits,
-            runsc=runsc,
-            pin=pin,
-            platform=platform,
-            confinement=confinement,
-            enforcement=enforcement,
-            record=record,
-        )
+        self._request = request(runtime_dir, sandbox_id, network, env, mounts, working_dir, **own)
         self._owner = os.getpid()
         self._closing = threading.Lock()
         self._paused = False
         self._commands = weakref.WeakSet[GuestProcess]()
-        place = _place_for_programs(rootfs, writable)
+        place = _place_for_programs(own.get("rootfs"), own.get("writable", False))
         self._program = f"{place}/{guest.NAME}"
         self._attendant = Attendant()
         self._stderr = self._alive = -1
@@ -398,13 +367,10 @@ class Sandbox:
                 raise StartFailed(f"the guest did not start within {PATIENCE:g} s{self._said()}")
             if os.read(self._alive, 1) != guest.READY:
                 raise StartFailed(f"runsc did not start the guest{self._said()}")
-        except SandboxGone as error:
-            process.kill()
-            process.wait()
-            raise StartFailed(f"{error}{self._said()}") from error
-        except BaseException:
-            process.kill()
-            process.wait()
+        except BaseException as error:
+            process.end()
+            if isinstance(error, SandboxGone):
+                raise StartFailed(f"{error}{self._said()}") from error
             raise
         return process
 
@@ -1062,8 +1028,7 @@ def _descendants(processes: list[Process], roots: list[int]) -> list[int]:
 
 
 def _clean_up(process: SandboxProcess, attendant: Attendant, stderr: int, alive: int) -> None:
-    process.kill()
-    process.wait()
+    process.end()
     attendant.dismiss()
     readable(alive, time.monotonic() + PATIENCE)  # the guest's kernel has ended when nobody holds the other end
     for fd in (stderr, alive):

@@ -89,6 +89,7 @@ def test_from_asyncio(new_options: Options, count: int) -> None:
                 if await together.wait() == 0:
                     all_live(count)
                     threads.append(threading.active_count())
+                await together.wait()  # a command's process is an attendant too, until it is runsc
                 await box.write_file("/tmp/n", str(number))
                 return str((await box.exec("sh", "-c", "echo $N $(cat /tmp/n)")).stdout)
 

@@ -11,7 +11,7 @@ import pytest
 from nucleus_gvisor.model.errors import BadArgument
 from nucleus_gvisor.runtime import Error, Mount, NetworkMode, Sandbox, SandboxOptions, dropin
 from nucleus_gvisor.runtime.bundle import DEFAULT_ENV
-from nucleus_gvisor.runtime.request import Request, request
+from nucleus_gvisor.runtime.request import OwnOptions, Request, request
 
 
 class TheirMode(str, enum.Enum):  # as that package declares its modes, not as a StrEnum  # noqa: UP042
@@ -45,7 +45,7 @@ def test_the_first_arguments_are_googles() -> None:
         ("mounts", None),
         ("working_dir", "/"),
     ]
-    assert all(p.kind is p.KEYWORD_ONLY for p in parameters[6:])
+    assert [p.kind for p in parameters[6:]] == [inspect.Parameter.VAR_KEYWORD]
     exec_ = list(inspect.signature(Sandbox.exec).parameters.values())
     assert [p.name for p in exec_[:6]] == ["self", "cmd", "args", "env", "cwd", "timeout"]
     mount = inspect.signature(dropin.Mount).parameters.values()
@@ -53,10 +53,12 @@ def test_the_first_arguments_are_googles() -> None:
 
 
 def test_sandbox_run_and_request_take_the_same_options() -> None:
-    """No option is forgotten in one of the places that list them."""
-    names = list(inspect.signature(request).parameters)
-    assert list(inspect.signature(Sandbox).parameters) == names
-    assert list(SandboxOptions.__annotations__) == names
+    """No option is forgotten in one of the places that list them, and Google's have the same defaults in both."""
+    judged = list(inspect.signature(request).parameters.values())
+    assert sorted(SandboxOptions.__annotations__) == sorted(p.name for p in judged)
+    assert list(OwnOptions.__annotations__) == [p.name for p in judged[6:]]
+    made = list(inspect.signature(Sandbox).parameters.values())
+    assert [(p.name, p.default) for p in made[:6]] == [(p.name, p.default) for p in judged[:6]]
 
 
 @pytest.mark.parametrize("network", ["host", "HOST", NetworkMode.HOST, TheirMode.HOST])
