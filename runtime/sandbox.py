@@ -613,7 +613,10 @@ class Sandbox:
 
     def _refuse(self, words: tuple[str, ...], command: Command, pipes: Pipes) -> NoReturn:
         """runsc ended without having started the process: raise why."""
-        command.ended(time.monotonic() + PATIENCE)
+        try:
+            command.ended(time.monotonic() + PATIENCE)
+        except SandboxGone as error:
+            raise self._gone(str(error)) from None
         output = b""
         for fd in pipes.ours[1:]:
             if fd >= 0:
@@ -899,8 +902,6 @@ class GuestProcess:
                 assert code is not None
                 if code < 0:
                     raise self._sandbox._gone("the command of runsc's was killed")
-                if self._copier is not None:
-                    self._copier.join()
                 self.returncode = code
         return self.returncode
 
@@ -909,6 +910,9 @@ class GuestProcess:
             return self.command.ended(time.monotonic())
         except SandboxGone as error:
             raise self._sandbox._gone(str(error)) from None
+        finally:  # it ends when the command does, and holds descriptors until then
+            if self._copier is not None:
+                self._copier.join()
 
     def communicate(
         self, input: Data | None = None, timeout: float | None = None, *, max_output: int = MAX_OUTPUT

@@ -153,9 +153,9 @@ def test_the_rehearsal_is_strict() -> None:
     assert fake.O_PATH == os.O_PATH
     copy = rehearsal._copy(_child)
     with pytest.raises(AttributeError, match=r"no os\.open"):
-        copy.defaults.__globals__["_read"](b"/proc/self/status")
-    with pytest.raises(AttributeError, match="cannot reach fcntl"):
-        copy._stdio([0, 1, 2])
+        copy.execute.__globals__["_read"](b"/proc/self/status")
+    with pytest.raises(AttributeError, match=r"no fcntl\.fcntl"):
+        rehearsal._copy(_linux).arrange([0, 1, 2])
 
 
 def test_a_broken_rehearsal_is_no_short_plan(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
