@@ -69,13 +69,6 @@ class Graph:
     initial: tuple[Node, ...]
     edges: tuple[Edge, ...]
 
-    def steps(self) -> Mapping[Node, tuple[Edge, ...]]:
-        """For each node the steps that leave it."""
-        found: dict[Node, list[Edge]] = {node: [] for node in self.nodes}
-        for edge in self.edges:
-            found[edge.source].append(edge)
-        return {node: tuple(edges) for node, edges in found.items()}
-
 
 @dataclass(frozen=True)
 class Walk:

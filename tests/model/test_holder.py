@@ -58,3 +58,27 @@ def test_an_interrupt_between_record_and_move_leaves_neither(monkeypatch: pytest
     monkeypatch.undo()
     machine.fire("Resolve")
     assert [record.action for record in machine.records] == ["Init", "Resolve"]
+
+
+def test_an_interrupt_after_the_move_leaves_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state that was moved stays, with its line: what is on record has happened."""
+
+    class Interrupting(_Holder):
+        @property
+        def state(self) -> LaunchState:
+            return self.facts.state
+
+        @state.setter
+        def state(self, value: LaunchState) -> None:
+            _Holder.state.__set__(self, value)
+            raise KeyboardInterrupt
+
+    machine = LaunchMachine(Facts(), NoSteps())
+    monkeypatch.setattr(machine._holder, "__class__", Interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        machine.fire("Resolve")
+    monkeypatch.undo()
+    assert machine.state is LaunchState.RESOLVED
+    assert [record.action for record in machine.records] == ["Init", "Resolve"]
+    machine.fire("Prepare")
+    assert machine.state is LaunchState.PREPARED

@@ -97,6 +97,10 @@ BAD: Mapping[str, tuple[bytes, int, str, str]] = {
     "evidence of another method": (
         text(mended(changed(RUN, 3, evidence={"method": "sealed"}))), 3, "evidence", "says otherwise of method",
     ),
+    "evidence of two files": (
+        text(mended(changed(RUN, 3, evidence={"sha256": "0" * 64, "digests": {"runsc": "1" * 64}}))),
+        3, "evidence", "of pin",
+    ),
     "evidence of another file": (
         text(mended(changed(RUN, 3, evidence={"sha256": "0" * 64, "pin": "1" * 64}))), 3, "evidence", "of pin",
     ),
