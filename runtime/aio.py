@@ -31,6 +31,7 @@ from nucleus_gvisor.runtime.sandbox import (
     Completed,
     CompletedRun,
     GuestProcess,
+    LivingOptions,
     Process,
     Sandbox,
     ended,
@@ -234,10 +235,17 @@ class AsyncSandbox:
     `Sandbox` do; several tasks may use them at once.
     """
 
-    def __init__(self, **options: Unpack[SandboxOptions]) -> None:
-        self._options = options
+    def __init__(self, **options: Unpack[LivingOptions]) -> None:
+        self._make: Callable[[], Sandbox] = lambda: Sandbox(**options)
         self._started = False
         self._made: Sandbox | None = None
+
+    @classmethod
+    def restore(cls, directory: HostPath, **options: Unpack[LivingOptions]) -> Self:
+        """A sandbox that goes on where `checkpoint` wrote `directory`, when it is entered or awaited."""
+        self = cls(**options)
+        self._make = lambda: Sandbox.restore(directory, **options)
+        return self
 
     def __await__(self) -> Generator[Any, None, Self]:
         return self._start().__await__()
@@ -246,7 +254,7 @@ class AsyncSandbox:
         if self._started:
             raise RuntimeError("a sandbox starts once")
         self._started = True
-        self._made = await _made(lambda: Sandbox(**self._options), Sandbox.close)
+        self._made = await _made(self._make, Sandbox.close)
         return self
 
     @property
@@ -452,6 +460,10 @@ class AsyncSandbox:
     async def resume(self) -> None:
         """Let them go on."""
         await _call(self._box.resume)
+
+    async def checkpoint(self, directory: HostPath, *, leave_running: bool = False) -> None:
+        """Write the guest to `directory` on the host, for `restore`. To be cancelled waits for the end of it first."""
+        await _call(lambda: self._box.checkpoint(directory, leave_running=leave_running))
 
     async def signal(self, number: int, pid: int | None = None) -> None:
         """Send a signal to process `pid` of the guest, in the guest's numbers; to all of them when None."""

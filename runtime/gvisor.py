@@ -14,7 +14,7 @@ from typing import IO, NoReturn, Self
 from nucleus_gvisor.model.errors import LaunchError
 from nucleus_gvisor.runtime import _linux, runsc
 from nucleus_gvisor.runtime.audit import Record
-from nucleus_gvisor.runtime.bundle import OciBundle
+from nucleus_gvisor.runtime.bundle import HostPath, OciBundle
 from nucleus_gvisor.runtime.cleanup import state_component
 from nucleus_gvisor.runtime.identity import Identity
 from nucleus_gvisor.runtime.launch import Launch, Programs
@@ -70,6 +70,8 @@ class SandboxProcess:
         """Descriptor that becomes readable when it ends; -1 once it was waited for."""
         self.command = launch.command
         """The arguments that runsc was given."""
+        self.release = launch.confined.release
+        """What runsc says of itself."""
         self.record: Record = launch.record
         """What the launch left in writing."""
         self.returncode: int | None = None
@@ -286,6 +288,7 @@ class GVisorRuntime:
         attendant: int | None = None,
         programs: Programs | None = None,
         limits: Limits | None = None,
+        checkpoint: HostPath | None = None,
     ) -> SandboxProcess:
         """Launch in a child process and return its handle once the kernel executes the verified image.
 
@@ -293,7 +296,8 @@ class GVisorRuntime:
         thread ends, however it ends. Raises a LaunchError with the record on it; the caller is then as it was.
 
         `attendant` and `programs` are the sandbox API's: the socket of an `Attendant`, and what it shows the guest.
-        `limits` that are watched need an attendant that was told of them (`Attendant.watch`).
+        `limits` that are watched need an attendant that was told of them (`Attendant.watch`). With `checkpoint`, a
+        directory, runsc restores the image in it (`runsc restore`): the guest goes on where that was taken.
         """
         streams = (stdin, stdout, stderr)
         stdio = tuple(_descriptor(stream, number) for number, stream in enumerate(streams))
@@ -308,6 +312,7 @@ class GVisorRuntime:
             attendant=attendant,
             programs=programs,
             limits=None if limits is None or not limits.asked else Held(limits, attendant is not None),
+            checkpoint=checkpoint,
         )
         try:
             launch.drive()

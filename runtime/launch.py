@@ -32,10 +32,10 @@ from nucleus_gvisor.model.machine import LaunchMachine, fresh
 from nucleus_gvisor.model.record import TransitionRecord
 from nucleus_gvisor.model.states import TERMINAL, LaunchState
 from nucleus_gvisor.model.table import CONFINE, STAGE, failure_row
-from nucleus_gvisor.runtime import _child, runsc
+from nucleus_gvisor.runtime import _child, image, runsc
 from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.audit import Record
-from nucleus_gvisor.runtime.bundle import OciBundle
+from nucleus_gvisor.runtime.bundle import HostPath, OciBundle
 from nucleus_gvisor.runtime.cleanup import Place
 from nucleus_gvisor.runtime.identity import Identity
 from nucleus_gvisor.runtime.limits import Held
@@ -72,7 +72,8 @@ class Programs:
 class Launch:
     """The steps of one launch (the machine's `Steps`), and the one place that holds what they made.
 
-    `bundle` is an OciBundle, or the directory of one, which is then loaded and judged in Prepare.
+    `bundle` is an OciBundle, or the directory of one, which is then loaded and judged in Prepare. With `checkpoint`
+    runsc restores the image in that directory rather than run what the bundle says.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Launch:
         attendant: int | None = None,
         programs: Programs | None = None,
         limits: Held | None = None,
+        checkpoint: HostPath | None = None,
     ) -> None:
         self.container_id, self.options, self.record = container_id, options, Record()
         self._ledger = linux.Ledger()
@@ -96,6 +98,7 @@ class Launch:
         self._bundle, self._runsc_path, self._in_place = bundle, runsc_path, in_place
         self._stdio, self._die_with_parent, self._fresh = stdio, die_with_parent, fresh_interpreter
         self._attendant, self._programs, self.limits = attendant, programs, limits
+        self._checkpoint, self._image = checkpoint, b""
         self._identity: Identity | None = None
         self._judged: resolve.Judged | None = None
         self.place: Place | None = None
@@ -304,6 +307,9 @@ class Launch:
             )
         self._guest = prepare.look_at_bundle(bundle)
         self._judge_network(bundle)
+        if self._checkpoint is not None:
+            # SAFETY: runsc opens it by path, later; what is on it can be changed by root and the caller alone.
+            self._image = image.judged(self._checkpoint)
 
     def _judge_network(self, bundle: OciBundle) -> None:
         """A sandbox network needs a namespace of its own: made by mount-locked, or named by the bundle otherwise."""
@@ -386,6 +392,8 @@ class Launch:
             self._laid_out = True
         key = " ".join(f"{name}={digest}" for name, digest in sorted(self._staged.digests.items()))
         self.confined = confine.start(self._plan, key, self.options, fresh=self._fresh)
+        if self._checkpoint is not None and self.confined.release is not None:
+            runsc.judge_restore(self.confined.release, locked=confinement is Confinement.MOUNT_LOCKED)
 
     def _child_plan(self, confinement: Confinement | None) -> dict[str, Any]:
         place, guest, staged = self.place, self._guest, self._staged
@@ -469,6 +477,8 @@ class Launch:
         # In a user namespace of its own the supervisor is not the host's root: runsc has to know, and the host's
         # cgroups are not its to make. A sandbox network it has only without the flag.
         rootless = True if locked and self.options.network_mode is not NetworkMode.SANDBOX else None
+        if self._checkpoint is not None:  # runsc restores without the flag alone
+            rootless = False
         argv = runsc.run_arguments(
             self.container_id,
             path + b"/bundle",
@@ -477,6 +487,7 @@ class Launch:
             platform=self.confined.platform or self.options.platform.value,
             rootless=rootless,
             ignore_cgroups=True if locked else None,
+            image=self._image or None,
         )
         return argv, runsc.environment(path + b"/runtime")
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nucleus_gvisor.model.errors import NotRunsc, Unsupported
@@ -13,6 +14,13 @@ QUESTIONS = ([b"runsc", b"--version"], [b"runsc", b"flags"])
 KNOWN_SANDBOX_NETWORK = 20240729
 """The oldest release whose sandbox network was seen to work in a locked user namespace; 20221219's does not, because it
 runs its sandbox as nobody, an id that the namespace does not have."""
+KNOWN_RESTORE = 20240729
+"""The oldest release that was seen to restore in a locked user namespace. No release restores with `--rootless`, and
+without it 20221219 runs its sandbox as nobody again."""
+KNOWN_LEAVE_RUNNING = 20240729
+"""The oldest release that was seen to go on after a checkpoint; 20221219 ends the sandbox and restores another."""
+VERBS = (b"run", b"restore")
+"""What a launch has runsc do."""
 
 _VERSION = re.compile(r"runsc version (?:release-)?(?:0\.0~)?(\S+)")
 _DATE = re.compile(r"\d{8}")
@@ -58,11 +66,13 @@ def run_arguments(
     platform: str,
     rootless: bool | None = None,
     ignore_cgroups: bool | None = None,
+    image: bytes | None = None,
     program: bytes = b"runsc",
 ) -> list[bytes]:
     """runsc's argument vector, in the reference's order: global flags before the subcommand (gvisor.rs:918).
 
-    `rootless` and `ignore_cgroups` default to what the options ask for.
+    `rootless` and `ignore_cgroups` default to what the options ask for. With `image` a checkpoint is restored, from
+    that directory.
     """
     arguments = [program, b"--root", root]
     if options.runsc_rootless if rootless is None else rootless:
@@ -75,11 +85,16 @@ def run_arguments(
         options.network_mode.value.encode(),
         b"--platform",
         platform.encode(),
-        b"run",
+        *((b"run",) if image is None else (b"restore", b"--image-path", image)),
         b"--bundle",
         bundle,
         container_id.encode(),
     ]
+
+
+def after_flags(command: Sequence[bytes]) -> int:
+    """Where, in the arguments of a launch, runsc's own flags end."""
+    return min(command.index(verb) for verb in VERBS if verb in command)
 
 
 def read_answers(answers: list[tuple[int, bytes]]) -> Release:
@@ -164,4 +179,16 @@ def judge_network(release: Release, options: GVisorOciRunOptions, *, locked: boo
             observed=f"release {release.version}: it runs its sandbox as nobody, an id that the namespace lacks",
             expected=f"release {KNOWN_SANDBOX_NETWORK} or later",
             hint="use a newer runsc, or --network none or host",
+        )
+
+
+def judge_restore(release: Release, *, locked: bool) -> None:
+    """Unsupported when this release cannot restore a checkpoint under this confinement."""
+    if locked and (release.date or 0) < KNOWN_RESTORE:
+        raise Unsupported(
+            "this runsc cannot restore a checkpoint in a locked user namespace",
+            step="Confine",
+            observed=f"release {release.version}: it runs its sandbox as nobody, an id that the namespace lacks",
+            expected=f"release {KNOWN_RESTORE} or later",
+            hint="use a newer runsc",
         )

@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn, Self, Unpack
 
 from nucleus_gvisor.model.errors import BadBundle, shown
-from nucleus_gvisor.runtime import guest
+from nucleus_gvisor.runtime import guest, image, runsc
 from nucleus_gvisor.runtime.attendant import PATIENCE, Attendant, Command
 from nucleus_gvisor.runtime.audit import Record
 from nucleus_gvisor.runtime.bundle import HostPath, OciBundle
@@ -69,7 +69,7 @@ from nucleus_gvisor.runtime.errors import (
 from nucleus_gvisor.runtime.gvisor import GVisorRuntime, SandboxProcess
 from nucleus_gvisor.runtime.launch import Programs
 from nucleus_gvisor.runtime.limits import MEMORY, PIDS_LIMIT, Limits
-from nucleus_gvisor.runtime.options import GVisorOciRunOptions, NetworkMode
+from nucleus_gvisor.runtime.options import Confinement, GVisorOciRunOptions, NetworkMode
 from nucleus_gvisor.runtime.request import (
     AnyMount,
     Environment,
@@ -87,6 +87,8 @@ MAX_TREE = 64
 """A command with more processes than this is ended with its whole sandbox."""
 TREE_PATIENCE = 5.0
 """Seconds after which a command that cannot be ended is ended with its whole sandbox."""
+CHECKPOINT_PATIENCE = 600.0
+"""Seconds that a checkpoint may take: all the guest's memory is written."""
 _ROW = re.compile(
     r"^(?P<uid>\d+) +(?P<pid>\d+) +(?P<ppid>\d+) +\d+ +\S+ +\S+ +\S+ +(?P<command>.*)$", re.ASCII | re.MULTILINE
 )
@@ -265,6 +267,12 @@ def _limit_met(name: str, limits: Limits, out: Any, err: Any) -> SandboxGone:
 # ---- a sandbox that lives ----
 
 
+class LivingOptions(SandboxOptions, total=False):
+    """The keyword arguments of `Sandbox`; see there."""
+
+    service: Sequence[HostPath]
+
+
 @dataclass(frozen=True)
 class Process:
     """One line of `Sandbox.ps`: a process of the guest, in the guest's numbers."""
@@ -301,9 +309,16 @@ class Sandbox:
     `achieved_limits`; a sandbox that meets one ends, and what was done in it then raises OutOfMemory, TooManyProcesses
     or LifetimeExpired, each a SandboxGone.
 
-    Raises ValueError and TypeError for arguments, a LaunchError when the launch failed, StartFailed when runsc did; all
-    but the first two are an `Error`. Safe to use from several threads.
+    `service` is a program, by its absolute path in the guest, and its arguments: the guest's init starts it as the
+    sandbox's own, with its user, variables and directory, and with /dev/null for streams. A checkpoint keeps it.
+
+    Raises ValueError and TypeError for arguments, a LaunchError when the launch failed, StartFailed when runsc did,
+    CannotExec when the service could not be started; all but the first two are an `Error`. Safe to use from several
+    threads.
     """
+
+    _image: HostPath | None = None
+    """The directory of the checkpoint that it is restored from."""
 
     def __init__(
         self,
@@ -313,8 +328,13 @@ class Sandbox:
         env: Environment | None = None,
         mounts: Sequence[AnyMount] | None = None,
         working_dir: str = "/",
+        *,
+        service: Sequence[HostPath] = (),
         **own: Unpack[OwnOptions],
     ) -> None:
+        self._service = tuple(map(os.fsdecode, service))
+        if service and not os.path.isabs(self._service[0]):
+            raise ValueError(f"service {self._service[0]!r}: expected an absolute path in the guest")
         self._request = request(runtime_dir, sandbox_id, network, env, mounts, working_dir, **own)
         self._owner = os.getpid()
         self._closing = threading.Lock()
@@ -324,8 +344,9 @@ class Sandbox:
         self._program = f"{place}/{guest.NAME}"
         self._attendant = Attendant()
         self._stderr = self._alive = -1
+        self._process: SandboxProcess
         try:
-            self._process = self._launch(Programs(place, {guest.NAME: guest.program()}))
+            self._launch(Programs(place, {guest.NAME: guest.program()}))
         except BaseException:
             self._attendant.dismiss()
             for fd in (self._stderr, self._alive):
@@ -335,16 +356,33 @@ class Sandbox:
         held = (self._process, self._attendant, self._stderr, self._alive, self._owner, self.id)
         self._dropped = weakref.finalize(self, _clean_up_dropped, *held)
 
-    def _launch(self, programs: Programs) -> SandboxProcess:
-        """Launch, and wait until the guest's init says that it runs."""
+    @classmethod
+    def restore(cls, directory: HostPath, **options: Unpack[LivingOptions]) -> Self:
+        """A sandbox that goes on where `checkpoint` wrote `directory`; the image stays, and can be restored again.
+
+        `options` are those of `Sandbox`, and must be those of the sandbox that was checkpointed, but for its id, its
+        limits, and where it keeps its directories. The guest's own files are as they were, and its `service` goes on.
+        What `exec` and `popen` had started does not: runsc ends it, for nobody is at the other end of its streams.
+
+        Raises what `Sandbox` raises: Untrusted where others than the caller can change the image, Unsupported where
+        this runsc cannot restore (releases before 2024 under `mount-locked`), StartFailed with what runsc said when it
+        did not.
+        """
+        self = cls.__new__(cls)
+        self._image = directory
+        cls.__init__(self, **options)
+        return self
+
+    def _launch(self, programs: Programs) -> None:
+        """Launch, and wait until the guest runs."""
         asked = self._request
         self._alive, says_ready = os.pipe2(os.O_CLOEXEC)
         self._stderr, says = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)  # full, it must not keep runsc from going on
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
-            process = asked.runtime.spawn(
+            process = self._process = asked.runtime.spawn(
                 asked.sandbox_id,
-                asked.bundle([self._program]),
+                asked.bundle([self._program, *(("s", *self._service) if self._service else ())]),
                 asked.options,
                 stdin=null,
                 stdout=says_ready,
@@ -355,6 +393,7 @@ class Sandbox:
                 attendant=self._attendant.theirs.fileno(),
                 programs=programs,
                 limits=asked.limits,
+                checkpoint=self._image,
             )
         finally:
             for fd in (null, says_ready, says):
@@ -363,16 +402,36 @@ class Sandbox:
             self._attendant.meet()
             process.held.told = self._attendant.told
             self._attendant.watch(process.held)
-            if not readable(self._alive, time.monotonic() + PATIENCE):
-                raise StartFailed(f"the guest did not start within {PATIENCE:g} s{self._said()}")
-            if os.read(self._alive, 1) != guest.READY:
-                raise StartFailed(f"runsc did not start the guest{self._said()}")
+            if self._image is None:
+                self._await_ready()
+            else:
+                self._await_answer()
         except BaseException as error:
             process.end()
             if isinstance(error, SandboxGone):
                 raise StartFailed(f"{error}{self._said()}") from error
             raise
-        return process
+
+    def _await_ready(self) -> None:
+        """Wait until the guest's init says that it runs."""
+        if not readable(self._alive, time.monotonic() + PATIENCE):
+            raise StartFailed(f"the guest did not start within {PATIENCE:g} s{self._said()}")
+        if os.read(self._alive, 1) != guest.READY:
+            code = self._process.wait(PATIENCE)
+            if self._service and 0 < code < 128:
+                raise CannotExec(self._service, os.strerror(code).encode())
+            raise StartFailed(f"runsc did not start the guest{self._said()}")
+
+    def _await_answer(self) -> None:
+        """Wait until a guest that was restored runs our program: its init has said so in its former life."""
+        deadline = time.monotonic() + PATIENCE
+        while not readable(self._process.pidfd, time.monotonic() + 0.02):
+            try:
+                return self._run_own("k", "0")  # a signal to nobody
+            except RunscFailed as error:  # not yet
+                if time.monotonic() > deadline:
+                    raise StartFailed(f"the guest was not restored within {PATIENCE:g} s: {error}") from error
+        raise StartFailed(f"runsc did not restore the guest{self._said()}")
 
     def _said(self) -> str:
         """What runsc has written to its standard error."""
@@ -630,7 +689,7 @@ class Sandbox:
     def _command(self, *words: str) -> list[bytes]:
         """runsc's argument vector for a command on this sandbox: the launch's own flags, and its container id last."""
         command = self._process.command
-        return [*command[: command.index(b"run")], *(word.encode() for word in words), self.id.encode()]
+        return [*command[: runsc.after_flags(command)], *(word.encode() for word in words), self.id.encode()]
 
     def _gone(self, text: str) -> SandboxGone:
         """Why nothing more can be done: the limit that the sandbox met, if it met one. It ends now, if it has not."""
@@ -655,13 +714,13 @@ class Sandbox:
     def _ask(self, *words: str) -> bytes:
         return self._ask_exactly(words[0], self._command(*words))
 
-    def _ask_exactly(self, name: str, argv: list[bytes]) -> bytes:
+    def _ask_exactly(self, name: str, argv: list[bytes], timeout: float = PATIENCE, *descriptors: int) -> bytes:
         if os.getpid() != self._owner:
             raise SandboxGone("the sandbox belongs to another process, which forked this one")
         if self.closed:
             raise self._gone("the sandbox has ended")
         try:
-            return self._attendant.ask(name, argv)
+            return self._attendant.ask(name, argv, timeout, *descriptors)
         except SandboxGone as error:
             raise self._gone(str(error)) from None
 
@@ -753,6 +812,31 @@ class Sandbox:
         self._ask("resume")
         self._paused = False
 
+    def checkpoint(self, directory: HostPath, *, leave_running: bool = False) -> None:
+        """Write the guest, its memory and its files, to `directory` on the host, for `restore`; the sandbox then ends,
+        unless it is to be left running.
+
+        The directory is made, or is an empty one of the caller's: FileExistsError otherwise. Untrusted where others
+        could change it. RunscFailed while a command runs (its streams are the host's, which no image can hold; what it
+        left behind must not have them either), and when runsc fails. Then nothing of the image is left. What is mounted
+        from the host is not in it, and `network="host"` cannot be kept.
+        """
+        how = ["--leave-running"] if leave_running else []
+        release = self._process.release
+        if leave_running and release is not None and (release.date or 0) < runsc.KNOWN_LEAVE_RUNNING:
+            raise RunscFailed(f"runsc checkpoint: release {release.version} leaves nothing running")
+        if self._running():
+            raise RunscFailed("runsc checkpoint: a command runs, and its streams cannot be kept")
+        with image.made(directory) as path:
+            fd = image.opened(path, alone=self.achieved == Confinement.MOUNT_LOCKED)
+            try:
+                argv = self._command("checkpoint", "--image-path", "/proc/self/fd/3", *how)
+                self._ask_exactly("checkpoint", argv, CHECKPOINT_PATIENCE, fd)
+            finally:
+                os.close(fd)
+        if not leave_running:
+            self._process.end()
+
     def signal(self, number: int, pid: int | None = None) -> None:
         """Send a signal to process `pid` of the guest, in the guest's numbers; to all of them when None."""
         where = ["--all"] if pid is None else ["--pid", str(pid)]
@@ -797,7 +881,11 @@ class Sandbox:
         """Signal several processes at once, from inside: a command of runsc's for each would take too long."""
         if not pids:
             return
-        process = self._request.process([self._program, "k", str(int(number)), *map(str, pids)], None, "/", 0)
+        self._run_own("k", str(int(number)), *map(str, pids))
+
+    def _run_own(self, *words: str) -> None:
+        """Run our program in the guest as its root, and with nothing but the right to signal."""
+        process = self._request.process([self._program, *words], None, "/", 0)
         for kind in ("bounding", "effective", "permitted"):
             process["capabilities"][kind] = ["CAP_KILL"]
         with _memory(json.dumps(process).encode()) as file:

@@ -11,6 +11,8 @@ _start:
 	b.eq	kill
 	cmp	w19, 0x6d
 	b.eq	mode
+	cmp	w19, 0x73
+	b.eq	start
 	mov	x0, -100		/* AT_FDCWD */
 	mov	w2, 0x80000		/* O_RDONLY | O_CLOEXEC */
 	cmp	w19, 0x77
@@ -76,6 +78,41 @@ number:	mov	x0, 0			/* of the digits at x1 */
 	madd	x0, x0, x3, x2
 	b	5b
 6:	ret
+start:	str	xzr, [sp, -16]!		/* where the child, which shares our memory, says why not */
+	mov	x0, 0x4111		/* CLONE_VM | CLONE_VFORK | SIGCHLD */
+	mov	x1, 0
+	mov	x8, 220			/* clone */
+	svc	0
+	tbnz	x0, 63, fail
+	cbnz	x0, 9f
+	mov	x0, -100		/* AT_FDCWD */
+	adr	x1, null
+	mov	w2, 0x80000		/* O_RDWR | O_CLOEXEC */
+	orr	w2, w2, 2
+	mov	x8, 56			/* openat */
+	svc	0
+	tbnz	x0, 63, 8f
+	mov	x20, x0
+	mov	x1, 0
+	mov	x2, 0
+7:	mov	x0, x20
+	mov	x8, 24			/* dup3 */
+	svc	0
+	add	x1, x1, 1
+	cmp	x1, 3
+	b.lo	7b
+	add	x1, sp, 40
+	ldr	x0, [x1]
+	ldr	x2, [sp, 16]
+	add	x2, x1, x2, lsl 3
+	sub	x2, x2, 8
+	mov	x8, 221			/* execve */
+	svc	0
+8:	str	x0, [sp]
+	mov	x8, 93			/* exit */
+	svc	0
+9:	ldr	x0, [sp]
+	tbnz	x0, 63, fail
 init:	mov	x0, 1			/* SIG_IGN */
 	stp	x0, xzr, [sp, -32]!	/* sa_handler, sa_flags */
 	stp	xzr, xzr, [sp, 16]
@@ -98,3 +135,4 @@ init:	mov	x0, 1			/* SIG_IGN */
 	mov	x8, 73			/* ppoll */
 	svc	0
 	b	3b
+null:	.asciz	"/dev/null"

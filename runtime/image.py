@@ -1,0 +1,148 @@
+"""Directories that hold a checkpoint: made for one, and judged before one is restored.
+
+An image is as good as the guest's memory: whoever writes it writes what the sentry reads back. So it lies where only
+the caller can write, and is judged again when it is used.
+"""
+
+import os
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from nucleus_gvisor.model.errors import BadPath, Untrusted
+from nucleus_gvisor.runtime import _linux as linux
+from nucleus_gvisor.runtime.bundle import HostPath
+from nucleus_gvisor.runtime.errors import RunscFailed
+from nucleus_gvisor.runtime.identity import Identity
+from nucleus_gvisor.runtime.paths import FileId, Walk, calls, described, file_id
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_CLONE = """
+import sys; sys.path.append(sys.argv[1]); import _child, _linux, os, socket
+if _child.privileged():
+    _linux.unshare(_linux.CLONE_NEWNS)
+else:
+    _child.enter_user_namespace(_linux.CLONE_NEWNS)
+mount = _linux.open_tree(_child._reopen(os.fsencode(sys.argv[2]), tuple(map(int, sys.argv[3:]))))
+_linux.mount_setattr(mount, b"", set=_child.CLOSED)
+socket.send_fds(socket.socket(fileno=0), [b"mount"], [mount])
+"""
+
+
+@contextmanager
+def made(directory: HostPath) -> Iterator[str]:
+    """A new directory of mode 0700, or an empty one of the caller's, for an image: its path without links.
+
+    FileExistsError for anything else that is there, Untrusted where others can change it. What is in it when the block
+    ends is an image, or, when the block raises, is removed, and with it the directory that was made.
+    """
+    path = os.path.abspath(os.fsdecode(directory))
+    try:
+        os.mkdir(path, 0o700)
+        new = True
+    except FileExistsError:
+        if not os.path.isdir(path) or os.listdir(path):
+            raise
+        new = False
+    try:
+        fd, path = _opened(path)
+        try:
+            os.fchmod(fd, 0o700)
+            yield path
+            _judge_files(fd, path)
+        except BaseException:
+            for name in os.listdir(fd):  # runsc makes files alone
+                os.unlink(name, dir_fd=fd)
+            raise
+        finally:
+            os.close(fd)
+    except BaseException:
+        if new:
+            with suppress(OSError):  # the first error counts
+                os.rmdir(path)
+        raise
+
+
+def judged(directory: HostPath) -> bytes:
+    """The path, without links, of an image that nobody but root and the caller can have changed; Untrusted otherwise,
+    NotFound and BadPath where there is none."""
+    path = os.path.abspath(os.fsdecode(directory))
+    fd, path = _opened(path)
+    try:
+        _judge_files(fd, path)
+    finally:
+        os.close(fd)
+    return os.fsencode(path)
+
+
+def _opened(path: str) -> tuple[int, str]:
+    identity = Identity.current()
+    found = Walk(identity).to(os.fsencode(path))
+    try:
+        with calls("Prepare", found.path, expected="a directory"):
+            fd = os.open(found.name, _DIRECTORY, dir_fd=found.parent)
+    finally:
+        linux.close(found.parent)
+    status = os.fstat(fd)
+    if status.st_uid != identity.uid or status.st_mode & 0o022:
+        os.close(fd)
+        raise Untrusted(
+            "a checkpoint's directory can be changed by others",
+            step="Prepare",
+            path=found.path,
+            observed=described(status),
+            expected=f"owner uid {identity.uid}, not writable by group or others",
+        )
+    return fd, os.fsdecode(found.path)
+
+
+def _judge_files(fd: int, path: str) -> None:
+    """Plain files of the caller's: what a sandbox was taken over to leave there instead leads nowhere."""
+    names = os.listdir(fd)
+    for name in names:
+        status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            raise Untrusted(
+                "not a file of a checkpoint",
+                step="Prepare",
+                path=f"{path}/{name}",
+                observed=f"{stat.filemode(status.st_mode)}, owner uid {status.st_uid}",
+                expected=f"a file of uid {os.geteuid()}'s, not writable by group or others",
+            )
+    if not names:
+        raise BadPath("not a checkpoint", step="Prepare", path=path, observed="an empty directory")
+
+
+def opened(path: str, *, alone: bool) -> int:
+    """A descriptor by which runsc can write into directory `path`.
+
+    With `alone` nothing else can be reached by it: of a directory's own descriptor the parent is one `..` away, and
+    whoever has taken over the supervisor takes descriptors from runsc's other commands too (ptrace(2)). The root of a
+    detached mount has no parent.
+    """
+    fd = os.open(path, _DIRECTORY)
+    if not alone:
+        return fd
+    try:
+        return _detached(path, file_id(os.fstat(fd)))
+    finally:
+        os.close(fd)
+
+
+def _detached(path: str, identity: FileId) -> int:
+    """A detached mount of `path`, made in a mount namespace of its own: only there may the caller without privilege."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        folder = str(Path(__file__).parent)
+        argv = [sys.executable, "-I", "-S", "-B", "-c", _CLONE, folder, path, *map(str, identity)]
+        done = subprocess.run(argv, env={}, cwd="/", stdin=theirs.fileno(), capture_output=True)
+        theirs.close()
+        _, fds, _, _ = socket.recv_fds(ours, 16, 1)
+    if not fds:
+        raise RunscFailed("runsc checkpoint cannot be given its directory", done.stderr.strip().splitlines()[-1])
+    os.set_inheritable(fds[0], False)
+    return fds[0]

@@ -1,0 +1,344 @@
+"""Checkpoints: what a guest had is there again, in a sandbox that was launched as any other, or nothing is."""
+
+import asyncio
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nucleus_gvisor.runtime import (
+    AsyncSandbox,
+    CannotExec,
+    Error,
+    LifetimeExpired,
+    NotFound,
+    OutOfMemory,
+    Record,
+    RunscFailed,
+    Sandbox,
+    StartFailed,
+    Untrusted,
+    image,
+)
+from tests.e2e import launching
+from tests.e2e.launching import Caller
+from tests.sandbox.conftest import MakeSandbox, Options
+
+pytestmark = pytest.mark.real
+
+COUNTER = """
+import time
+number = 0
+while True:
+    number += 1
+    print(number, flush=True)
+    time.sleep(0.05)
+"""
+SERVICE = ("/bin/sh", "-c", f"exec python3 -c '{COUNTER}' >/tmp/count")
+AS_CALLER = f"""
+import os, sys
+from nucleus_gvisor.runtime import Sandbox, Unsupported
+options = dict(runsc=sys.argv[1], pin=sys.argv[2] or None, service={SERVICE!r})
+directory = os.path.join(os.environ["NUCLEUS_GVISOR_ARTIFACT_BASE"], "image")
+count = lambda box: int(box.read_file("/tmp/count").split()[-1])
+with Sandbox(**options) as box:
+    while not box.read_file("/tmp/count"):
+        pass
+    box.write_file("/tmp/x", "kept")
+    box.checkpoint(directory)
+    print(box.closed, os.listdir(directory), oct(os.stat(directory).st_mode & 0o777))
+try:
+    with Sandbox.restore(directory, **options) as box:
+        first = count(box)
+        while count(box) <= first:
+            pass
+        numbers = box.read_file("/tmp/count").split()
+        print(numbers == [b"%d" % n for n in range(1, len(numbers) + 1)], box.read_file("/tmp/x"), box.achieved)
+        print([process.command for process in box.ps()], box.exec("cat", input="in").stdout)
+except Unsupported as error:
+    print(type(error).__name__)
+"""
+
+
+def counted(box: Sandbox) -> list[int]:
+    """All that the service has counted."""
+    return [int(line) for line in box.read_file("/tmp/count").split()]
+
+
+def goes_on(box: Sandbox) -> bool:
+    """The service counts, from where it was, and leaves no number out."""
+    deadline = time.monotonic() + 30
+    first = len(counted(box))
+    while len(numbers := counted(box)) <= first and time.monotonic() < deadline:
+        pass
+    return numbers == list(range(1, len(numbers) + 1)) and len(numbers) > first
+
+
+def left_below(base: Path) -> list[str]:
+    """What launches have left there, but for records."""
+    return [path.name for path in (base / "locks").iterdir()] + sorted(
+        path.name for path in base.iterdir() if path.name not in ("locks", "records")
+    )
+
+
+def test_each_kind_of_caller_with_each_release(caller: Caller, runsc_old: Path) -> None:
+    """A counter counts on in another sandbox; the older release refuses to restore before anything runs."""
+    done = caller.script(AS_CALLER)
+    lines = done.stdout.splitlines()
+    assert lines[0] == "True ['checkpoint.img'] 0o700", done.stderr
+    assert done.returncode == 0, done.stderr
+    records = sorted((caller.mode.base / "records").iterdir())
+    assert len(records) == 2
+    if caller.runsc == runsc_old:
+        assert lines[1:] == ["Unsupported"]
+        last = "Failed"
+    else:
+        assert lines[1:] == ["True b'kept' mount-locked", "['init', 'python3'] in"]
+        last = "Exec'd"
+    judged = caller.mode.cli("audit", "verify", *records)
+    assert judged.returncode == 0
+    assert sorted(re.findall(r"accepted, \d+ lines, ends in (\S+), complete", judged.stdout)) == ["Exec'd", last]
+
+
+def test_one_image_many_sandboxes(new_options: Options, base: Path) -> None:
+    """The first goes on beside those that are made from it, and none knows of another."""
+    with Sandbox(**new_options, service=SERVICE) as box:
+        box.write_file("/tmp/x", "first")
+        assert goes_on(box)
+        box.checkpoint(base / "image", leave_running=True)
+        assert goes_on(box)
+        box.write_file("/tmp/x", "changed")
+        with (
+            Sandbox.restore(base / "image", **new_options) as one,
+            Sandbox.restore(base / "image", **new_options) as two,
+        ):
+            one.write_file("/tmp/x", "one")
+            assert [b.read_file("/tmp/x") for b in (box, one, two)] == [b"changed", b"one", b"first"]
+            assert [goes_on(b) for b in (box, one, two)] == [True] * 3
+            two.checkpoint(base / "again")
+        with Sandbox.restore(base / "again", **new_options) as three:
+            assert (three.read_file("/tmp/x"), goes_on(three)) == (b"first", True)
+    assert sorted(path.name for path in base.iterdir()) == ["again", "image"]
+
+
+def test_what_a_restored_sandbox_can_do(new_options: Options, base: Path) -> None:
+    """What every other can: commands with limits, files, processes, pause, and an end of its own limits."""
+    with Sandbox(**new_options) as box:
+        box.popen(["sleep", "60"]).kill()
+        box.checkpoint(base / "image")
+    with Sandbox.restore(base / "image", **new_options, memory=400 << 20, pids=50, lifetime=30) as box:
+        assert set(box.achieved_limits) == {"memory", "pids", "lifetime"}
+        with pytest.raises(Error, match="timed out"):
+            box.exec("sh", "-c", "sleep 60 & sleep 61", timeout=1)
+        box.pause()
+        box.resume()
+        assert [process.command for process in box.ps()] == ["init"]
+        with pytest.raises(OutOfMemory):
+            box.exec("python3", "-c", "b'x' * (1 << 30)")
+    with Sandbox.restore(base / "image", **new_options, lifetime=3) as box, pytest.raises(LifetimeExpired):
+        box.exec("sleep", "60")
+
+
+def test_asynchronous(new_options: Options, base: Path) -> None:
+    """The same on a loop."""
+
+    async def body() -> None:
+        async with AsyncSandbox(**new_options, service=SERVICE) as box:
+            await box.write_file("/tmp/x", "kept")
+            await box.checkpoint(base / "image")
+            assert box.closed
+        async with AsyncSandbox.restore(base / "image", **new_options, service=SERVICE) as box:
+            assert await box.read_file("/tmp/x") == b"kept"
+            assert goes_on(box._box)
+        box = await AsyncSandbox.restore(base / "image", **new_options)
+        await box.close()
+
+    asyncio.run(body())
+
+
+# ---- what is refused ----
+
+
+def test_directories_that_are_refused(new_options: Options, base: Path) -> None:
+    """A checkpoint overwrites nothing, and lies where others cannot change it; the sandbox goes on."""
+    (base / "file").touch()
+    (base / "full").mkdir()
+    (base / "full/x").touch()
+    (base / "link").symlink_to("full")
+    (base / "open").mkdir()
+    (base / "open").chmod(0o777)
+    (base / "empty").mkdir(mode=0o755)
+    with Sandbox(**new_options) as box:
+        for name in ("file", "full", "link"):
+            with pytest.raises(FileExistsError):
+                box.checkpoint(base / name)
+        with pytest.raises(FileNotFoundError):
+            box.checkpoint(base / "none/image")
+        for name in ("open", "open/image"):
+            with pytest.raises(Untrusted, match="changed by others"):
+                box.checkpoint(base / name)
+        assert sorted(path.name for path in base.rglob("*")) == ["empty", "file", "full", "link", "open", "x"]
+        assert not box.closed
+        box.checkpoint(base / "empty", leave_running=True)
+        assert (base / "empty").stat().st_mode & 0o777 == 0o700
+        assert box.exec("true").returncode == 0
+
+
+def spoiled_by_mode(image: Path) -> None:
+    image.chmod(0o770)
+
+
+def spoiled_by_owner(image: Path) -> None:
+    os.chown(image, 1, 1)
+
+
+def spoiled_file(image: Path) -> None:
+    (image / "checkpoint.img").chmod(0o666)
+
+
+def spoiled_by_link(image: Path) -> None:
+    (image / "checkpoint.img").rename(image.parent / "x")
+    (image / "checkpoint.img").symlink_to("../x")
+
+
+def spoiled_above(image: Path) -> None:
+    image.parent.chmod(0o777)
+
+
+@pytest.mark.parametrize(
+    "spoil", [spoiled_by_mode, spoiled_by_owner, spoiled_file, spoiled_by_link, spoiled_above], ids=lambda f: f.__name__
+)
+def test_images_that_are_refused(spoil: Callable[[Path], None], new_options: Options, base: Path) -> None:
+    """What others could have written is not read by anything."""
+    folder = base / "image"
+    folder.mkdir(mode=0o700)
+    (folder / "checkpoint.img").write_bytes(b"x")
+    spoil(folder)
+    with pytest.raises(Untrusted) as refused:
+        Sandbox.restore(folder, **new_options)
+    assert isinstance(refused.value.record, Record)
+    assert refused.value.record.states[-1] == "Failed"
+    base.chmod(0o700)
+
+
+def test_what_is_no_image(new_options: Options, base: Path) -> None:
+    """Nothing there, nothing in it, and rubbish: each is told, the last in runsc's own words, and nothing is left."""
+    (base / "empty").mkdir()
+    (base / "rubbish").mkdir(mode=0o700)
+    (base / "rubbish/checkpoint.img").write_bytes(b"rubbish" * 1000)
+    with pytest.raises(NotFound):
+        Sandbox.restore(base / "none", **new_options)
+    with pytest.raises(Untrusted, match="empty"):
+        Sandbox.restore(base / "empty", **new_options)
+    with pytest.raises(StartFailed, match=r"runsc did not restore the guest: .*restoring container"):
+        Sandbox.restore(base / "rubbish", **new_options)
+    assert left_below(Path(new_options["runtime_dir"])) == []
+
+
+def test_a_checkpoint_that_fails_leaves_nothing(new_options: Options, base: Path) -> None:
+    """What runsc cannot keep, and the streams of a command that runs; the sandbox goes on, and can be kept later."""
+    with Sandbox(**new_options, network="host") as box:
+        with pytest.raises(RunscFailed, match="not supported"):
+            box.checkpoint(base / "image")
+        assert box.exec("true").returncode == 0
+    with Sandbox(**new_options) as box:
+        (base / "empty").mkdir()
+        with box.popen(["sleep", "60"]) as process:
+            with pytest.raises(RunscFailed, match="a command runs"):
+                box.checkpoint(base / "image")
+            process.kill()
+        assert [path.name for path in base.iterdir()] == ["empty"]
+        box.checkpoint(base / "empty")
+        with pytest.raises(Error, match="has ended"):
+            box.checkpoint(base / "image")
+    assert [path.name for path in base.iterdir()] == ["empty"]
+
+
+def test_streams_that_were_left_behind(new_options: Options, base: Path) -> None:
+    """An image with a stream of the host's in it is not restored, and runsc says why."""
+    with Sandbox(**new_options) as box:
+        box.exec("sh", "-c", "sleep 60 & exit 0")
+        box.checkpoint(base / "image")
+    with pytest.raises(StartFailed, match="no host FD available") as failed:
+        Sandbox.restore(base / "image", **new_options)
+    assert len(str(failed.value)) < 1000
+    assert left_below(Path(new_options["runtime_dir"])) == []
+
+
+def test_the_older_release_leaves_nothing_running(runsc_old: Path, options: Options, base: Path) -> None:
+    """It would end this sandbox and begin another that nobody attends to."""
+    with Sandbox(**(options | {"runsc": runsc_old})) as box:
+        with pytest.raises(RunscFailed, match="leaves nothing running"):
+            box.checkpoint(base / "image", leave_running=True)
+        assert box.exec("true").returncode == 0
+        assert list(base.iterdir()) == []
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_what_runsc_can_reach_by_the_descriptor(alone: bool, base: Path) -> None:
+    """Files in the directory alone: a detached mount has no parent, and nothing is executed from it."""
+    (base / "image").mkdir(mode=0o700)
+    (base / "secret").touch()
+    fd = image.opened(os.fspath(base / "image"), alone=alone)
+    try:
+        os.close(os.open("checkpoint.img", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=fd))
+        assert (base / "image/checkpoint.img").exists()
+        reached = os.open("..", os.O_PATH, dir_fd=fd)
+        assert os.path.samestat(os.fstat(reached), os.fstat(fd)) == alone
+        assert bool(os.statvfs(reached).f_flag & os.ST_NOEXEC) == alone
+        os.close(reached)
+    finally:
+        os.close(fd)
+
+
+# ---- the service ----
+
+
+def test_a_service_that_cannot_be_started(make: MakeSandbox) -> None:
+    """The kernel's own answer, from inside the guest; and what is no path in it is refused before."""
+    with pytest.raises(CannotExec, match="/no/such was not started: No such file"):
+        make(service=["/no/such"])
+    with pytest.raises(CannotExec, match="Permission denied"):
+        make(service=["/etc", "x"])
+    with pytest.raises(ValueError, match="absolute path"):
+        make(service=["sh"])
+
+
+def test_a_service_is_the_sandboxs_own(make: MakeSandbox) -> None:
+    """Its user, its variables, its directory; no streams, and when it ends the sandbox does not."""
+    report = "import os; open('/tmp/x', 'w').write(repr((os.getuid(), os.environ['A'], os.getcwd())))"
+    script = f'python3 -c "{report}"; while [ ! -e /tmp/go ]; do sleep 0.1; done'
+    box = make(service=["/bin/sh", "-c", script], user=7, env=["A=b"], working_dir="/usr")
+    streams = [f"/proc/2/fd/{number}" for number in range(3)]
+    assert box.exec("readlink", *streams).stdout == "/dev/null\n" * 3
+    box.write_file("/tmp/go", "")
+    deadline = time.monotonic() + 30
+    while len(box.ps()) > 1 and time.monotonic() < deadline:
+        pass
+    assert [process.command for process in box.ps()] == ["init"]
+    assert box.read_file("/tmp/x") == b"(7, 'b', '/usr')"
+
+
+def test_a_restored_sandbox_ends_with_its_owner(newer: Caller) -> None:
+    """However that ends."""
+    source = f"""
+import os, sys, time
+from nucleus_gvisor.runtime import Sandbox
+options = dict(runsc=sys.argv[1], pin=sys.argv[2] or None)
+directory = os.path.join(os.environ["NUCLEUS_GVISOR_ARTIFACT_BASE"], "image")
+box = Sandbox(**options)
+box.checkpoint(directory)
+box = Sandbox.restore(directory, **options)
+print("{launching.READY}", flush=True)
+time.sleep(60)
+"""
+    process = newer.mode.popen([newer.mode.python, "-c", source, os.fspath(newer.runsc), newer.pin or ""])
+    assert process.stdout is not None
+    assert process.stdout.readline() == launching.READY + "\n"
+    below = launching.descendants(process.pid)
+    process.kill()
+    process.communicate()
+    assert launching.gone(below) == {}
