@@ -48,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         command: Callable[[argparse.Namespace], int] = given.command
-        return command(given)
+        code = command(given)
+        _flush()  # a reader that has gone is noticed here, and not when the interpreter ends
+        return code
     except LaunchError as error:
         _complain(error)
         return OURS

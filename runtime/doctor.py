@@ -571,11 +571,13 @@ def _memfd(_: _Patient) -> Finding:
     text = "" if noexec is None else f" (vm.memfd_noexec {noexec})"
     program = shutil.which("true", path="/bin:/usr/bin") or sys.executable
     arguments = [] if program.endswith("true") else ["-I", "-S", "-c", ""]
-    where, sealed = "create", None
+    where = "create"
     details = {"vm.memfd_noexec": noexec}
     source = os.open(program, os.O_RDONLY | os.O_CLOEXEC)
+    opened = [source]
     try:
         sealed = stage.sealed(resolve.JudgedFile(os.fsencode(program), source, resolve.Snapshot.of(source)))
+        opened.append(sealed.fd)
         where = "execute"
         subprocess.run(
             [os.path.basename(program), *arguments],
@@ -598,9 +600,8 @@ def _memfd(_: _Patient) -> Finding:
         found = f"cannot {where}: {error}"
         return _no(found, cause, mend, details)
     finally:
-        os.close(source)
-        if sealed is not None:
-            os.close(sealed.fd)
+        for fd in opened:
+            os.close(fd)
     return _yes(f"created, sealed and executed{text}", details)
 
 

@@ -351,14 +351,15 @@ class _Dry(Launch):
         if self.options.program is not Program.RUNSC:
             return
         if self.options.platform is Platform.KVM:
+            self._say("access", "/dev/kvm", "the platform that was asked for needs it")
             runsc._require_kvm()
         if self.options.runsc_rootless:
             runsc.judge_network(runsc.Release("", "", (), ""), self.options, locked=False)
 
     def _until_report(self) -> Iterator[tuple[str, str, str]]:
         """The child's calls up to the report that it is confined; the rest belongs to Exec."""
-        for item in self._child_calls:
-            yield item
+        while True:
+            yield (item := next(self._child_calls))
             if item[0] == "report":
                 return
 
@@ -379,8 +380,6 @@ class _Dry(Launch):
             self._say(
                 "choose", f"{ASKED} below: asked of the sealed binary", "its own default, or one that needs no device"
             )
-        elif self.options.platform is Platform.KVM:
-            self._say("access", "/dev/kvm", "the platform that was asked for needs it")
         for number, item in enumerate(argv):
             self._say("argv", f"[{number}] {os.fsdecode(item)}")
         for name, value in env.items():
@@ -449,8 +448,6 @@ def _print(operations: list[Operation]) -> None:
             write(f"{step}: {transition}", f"  (fails as: {causes})" if causes else "", "bold")
         why = f"  # {operation.why}" if operation.why else ""
         write(f"  {operation.call:<17} {operation.detail}", why, "bold red" if operation.refused else "")
-    if sys.stdout is not None:
-        sys.stdout.flush()
 
 
 def _plain(text: str, note: str, _style: str) -> None:

@@ -210,9 +210,12 @@ class Held:
             for path in self._made:
                 _write(f"{path}/cgroup.procs", pid)
         except OSError as error:
-            raise LimitUnavailable(
-                "a cgroup cannot be made", step="Exec", observed=str(error), hint="limits: best_effort"
-            ) from error
+            if self.limits.enforcement is Enforcement.REQUIRED:
+                raise LimitUnavailable(
+                    "a cgroup cannot be made", step="Exec", observed=str(error), hint="limits: best_effort"
+                ) from error
+            self.release(pid)
+            self._of.clear()  # what was made is listed, and is removed afterwards
         for name in self.limits.asked:
             self.achieved[name] = "cgroup" if name in self._of else self._otherwise(name, pid, platform)
         if self.limits.enforcement is Enforcement.REQUIRED and "none" in self.achieved.values():

@@ -92,7 +92,7 @@ def kill(container_id: str, base: os.PathLike[str] | None = None) -> Running:
                         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                         poll = select.poll()
                         poll.register(pidfd, select.POLLIN)
-                        if not poll.poll(PATIENCE * 1000):
+                        if not poll.poll(PATIENCE * 1000):  # pragma: no cover - stuck in the kernel, not to be made
                             raise StepFailed("the supervisor does not end", observed=f"pid {one.pid}")
                 finally:
                     os.close(pidfd)

@@ -68,8 +68,6 @@ class Fds:
         return self._next
 
     def name(self, fd: object) -> str:
-        if fd == _linux.AT_FDCWD:
-            return "AT_FDCWD"
         return f"<{self.known[fd].name}>" if isinstance(fd, int) and fd in self.known else str(fd)
 
 
