@@ -442,3 +442,34 @@ def test_busy_id(first: Caller) -> None:
         process.communicate("go\n", timeout=30)
         assert process.returncode == 5
     assert first.run("--id", "one", command=["true"]).returncode == 0
+
+
+def test_show(first: Caller) -> None:
+    """States, digest, confinement and record are shown on standard error, of a launch that failed as well."""
+    done = first.run("--show", "--json", command=["echo", "out"])
+    data = summary(done)
+    assert done.stdout.startswith("out\n")
+    shown = done.stderr.split()
+    assert [word for word in shown if word in STATES] == STATES
+    assert {data["digests"]["runsc"], data["record"], data["runsc"], "mount-locked,"} <= set(shown)
+    failed = first.run("--show", "--pin", "0" * 64, command=["true"])
+    assert failed.returncode == 125
+    assert "Failed" in failed.stderr.split() and "not proved" in failed.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts where the launcher cannot unmount")
+def test_what_is_left_behind_is_told(first: Caller) -> None:
+    """A directory that cannot be removed costs the guest's code nothing, and is named; `gc` takes it later."""
+    guest = ["sh", "-c", "echo ready; read line; exit 3"]
+    with first.popen("--id", "0" * 32, command=guest, stdin=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        place = first.mode.base / ("0" * 32)
+        subprocess.run(["mount", "-t", "tmpfs", "none", place], check=True)
+        try:
+            _, said = process.communicate("go\n", timeout=60)
+        finally:
+            subprocess.run(["umount", place], check=True)
+    assert process.returncode == 3
+    assert said.startswith("nucleus-gvisor: left behind: ") and "busy" in said
+    assert first.mode.cli("gc").stdout == "0" * 32 + "\n"
+    assert not place.exists()

@@ -120,6 +120,27 @@ def test_in_place(either: Caller) -> None:
     assert os.listdir(either.mode.base / "locks") == []
 
 
+IN_PLACE_AS_THE_REFERENCE = """
+import sys
+from nucleus_gvisor.runtime import GVisorRuntime, NetworkMode, OciBundle, Platform
+runtime = GVisorRuntime.with_path(sys.argv[1], pin=sys.argv[2] or None)
+bundle = OciBundle.build(["/bin/sh", "-c", "exit 43"])
+if sys.argv[3] == "defaults":
+    runtime.exec_with_oci_bundle("in-place", bundle)
+runtime.exec_with_oci_bundle_network("in-place", bundle, NetworkMode.NONE, True, True, True, Platform.PTRACE)
+"""
+
+
+@pytest.mark.parametrize("form", ["defaults", "network"])
+def test_in_place_as_the_reference_has_it(first: Caller, form: str) -> None:
+    """The reference's two other forms do the same."""
+    done = first.script(IN_PLACE_AS_THE_REFERENCE, form)
+    assert (done.returncode, done.stdout) == (43, ""), done.stderr
+    (command,) = (first.mode.base / "records").iterdir()
+    argv = json.loads(command.read_text().splitlines()[-1])["evidence"]["argv"]
+    assert argv[argv.index("--platform") + 1] == ("systrap" if form == "defaults" else "ptrace")
+
+
 IN_PLACE_REFUSED = """
 import os, pathlib, sys
 from nucleus_gvisor.model.errors import LaunchError

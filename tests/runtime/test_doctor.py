@@ -397,6 +397,45 @@ def test_a_kernel_without_the_mount_calls(base: Path, monkeypatch: pytest.Monkey
     assert not report.launch
 
 
+# A filter that answers one system call with ENOSYS, as a container engine's does for those that it does not know:
+# load the number, compare it, SECCOMP_RET_ERRNO or SECCOMP_RET_ALLOW (linux/seccomp.h, linux/filter.h).
+FILTERED = """
+import ctypes, errno, os, struct, sys
+steps = [(0x20, 0, 0, 0), (0x15, 0, 1, int(sys.argv[1])), (6, 0, 0, 0x50000 | errno.ENOSYS), (6, 0, 0, 0x7FFF0000)]
+code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
+program = ctypes.create_string_buffer(struct.pack("@HP", len(steps), ctypes.addressof(code)))
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, program, 0, 0) == 0
+os.execv(sys.executable, [sys.executable, "-m", "nucleus_gvisor.runtime.cli", "doctor", "--json"])
+"""
+
+
+@pytest.mark.parametrize(("number", "name"), [(442, "mount calls"), (424, "pidfd")])
+def test_a_seccomp_filter_is_named(modes: dict[str, Mode], number: int, name: str) -> None:
+    """A call that the kernel has and a filter denies: the filter is told of, for it may be what has to be mended."""
+    mode = modes["user"]
+    told = Told(mode.run([mode.python, "-c", FILTERED, str(number)]))
+    assert told[name]["ok"] == "no"
+    assert "a seccomp filter is in force" in told[name]["cause"]
+    assert "seccomp profile" in told[name]["mend"]
+
+
+def test_no_place_for_the_trial(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host without any of the usual directories: not found out, and so no promise."""
+    monkeypatch.setattr(doctor, "_PLACES", ("/nowhere",))
+    report = doctor.examine(base=base)
+    assert not report.launch
+    assert "none of /nowhere is there" in report["confinement"].found
+
+
+def test_a_probe_that_breaks_is_unknown(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no interpreter answers nothing, and says so."""
+    monkeypatch.setattr(doctor.sys, "executable", "/bin/false")  # type: ignore[attr-defined]
+    report = doctor.examine(base=base)
+    assert report["user namespaces"].ok is doctor.Answer.UNKNOWN
+    assert "the probe ended with 1" in report["user namespaces"].found
+
+
 @pytest.mark.parametrize(
     ("sysctls", "number", "cause"),
     [

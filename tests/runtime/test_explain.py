@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from nucleus_gvisor.runtime.bundle import OciBundle
 from nucleus_gvisor.runtime.cleanup import owner_line, state_component
 from nucleus_gvisor.runtime.options import Confinement, GVisorOciRunOptions, Platform, Program, StageMethod
 from nucleus_gvisor.runtime.steps import confine
+from tests.e2e.launching import digest
 from tests.runtime.test_doctor import listing
 from tests.support.modes import Mode
 
@@ -151,6 +153,8 @@ def test_the_rehearsal_is_strict() -> None:
         with pytest.raises(AttributeError):
             getattr(fake, name)
     assert fake.O_PATH == os.O_PATH
+    with pytest.raises(AttributeError, match=r"no _signal\.pause"):
+        rehearsal._Signal(None).pause()  # type: ignore[arg-type]
     copy = rehearsal._copy(_child)
     with pytest.raises(AttributeError, match=r"no os\.open"):
         copy.execute.__globals__["_read"](b"/proc/self/status")
@@ -380,6 +384,114 @@ def test_leftovers_are_named(modes: dict[str, Mode]) -> None:
     assert listing(mode.base) == before
 
 
+def test_a_lock_of_a_dead_launch_is_no_obstacle(base: Path) -> None:
+    """The id can be had again."""
+    (base / "locks").mkdir(mode=0o700)
+    (base / "locks" / ID).write_bytes(b"1 1 gone elsewhere\n")
+    told = explain.plan(ID, OciBundle.build(["true"]), GVisorOciRunOptions(artifact_base=base))
+    assert not any(o.refused for o in told)
+
+
+def test_a_bundle_that_is_loaded(modes: dict[str, Mode]) -> None:
+    """A directory is read and judged as the launch would, and its root is bound."""
+    mode = modes["user"]
+    (mode.base / "b/rootfs").mkdir(parents=True, mode=0o755)
+    config = {
+        "ociVersion": "1.0.2",
+        "process": {"args": ["/x"], "cwd": "/", "user": {"uid": 0, "gid": 0}},
+        "root": {"path": "rootfs", "readonly": True},
+    }
+    (mode.base / "b/config.json").write_text(json.dumps(config))
+    for path in (mode.base / "b", *(mode.base / "b").iterdir()):
+        os.chown(path, mode.account.pw_uid, mode.account.pw_gid)
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    told = explained(mode, "--bundle", mode.base / "b")
+    assert f"{mode.base}/b/config.json" in [o["detail"] for o in told if o["call"] == "read"]
+    assert any(o["detail"].startswith(f"{mode.base}/b/rootfs -> ") for o in told if o["call"] == "bind")
+
+
+def test_the_pin_is_compared(modes: dict[str, Mode], runsc_old: Path) -> None:
+    """A pin that the bytes agree with is no refusal."""
+    right = digest(runsc_old)
+    told = explained(modes["user"], "--pin", right, "--", "true")
+    assert f"pin {right}" in [o["detail"] for o in told if o["call"] == "compare"]
+
+
+def test_a_process_with_threads_is_not_forked(base: Path) -> None:
+    """The plan is that of the process that asks."""
+
+    def starts() -> list[str]:
+        told = explain.plan(ID, OciBundle.build(["true"]), GVisorOciRunOptions(artifact_base=base))
+        return [o.call for o in told if o.call in ("fork", "posix_spawn")]
+
+    assert starts() == ["fork"]
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait)
+    thread.start()
+    try:
+        assert starts() == ["posix_spawn"]
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_record_that_is_named(modes: dict[str, Mode]) -> None:
+    """One that is there, or can be made, is the record; what a launch cannot append to is refused as a launch does."""
+    mode = modes["user"]
+    new, there, foreign = (mode.base / name for name in ("new", "there", "foreign"))
+    for path in (there, foreign):
+        path.touch(mode=0o600)
+    os.chown(there, mode.account.pw_uid, mode.account.pw_gid)
+    for path in (new, there):
+        told = explained(mode, "--record", path, "--", "true")
+        assert [o["detail"].split()[0] for o in told if o["why"].startswith("the record")] == [os.fspath(path)]
+    assert not new.exists()
+    refusals = {mode.base: "not a regular file", there / "x": "Not a directory"}
+    if os.geteuid() == 0:
+        refusals[foreign] = "not writable"
+    for path, words in refusals.items():
+        (refusal,) = [o for o in explained(mode, "--record", path, "--", "true", code=1) if o["refused"]]
+        assert refusal["step"] == "Resolve" and words in refusal["detail"]
+        assert mode.cli("run", "--record", path, "--", "true").returncode == 125
+
+
+def test_kvm_is_looked_at(modes: dict[str, Mode]) -> None:
+    """The device is tried in Confine, and a host without it is refused there."""
+    mode = modes["user"]
+    done = mode.cli("explain", "--json", "--platform", "kvm", "--", "true")
+    told = json.loads(done.stdout)["operations"]
+    (at,) = [number for number, o in enumerate(told) if o["call"] == "access"]
+    assert told[at]["step"] == "Confine"
+    if done.returncode:
+        assert told[at + 1]["why"].startswith("Unsupported") and "/dev/kvm" in told[at + 1]["detail"]
+
+
+def test_without_a_standard_output(modes: dict[str, Mode]) -> None:
+    """The exit code still tells."""
+    mode = modes["user"]
+    argv = f"{mode.python} -m nucleus_gvisor.runtime.cli explain"
+    assert mode.run(["/bin/sh", "-c", f"exec {argv} -- true >&-"]).returncode == 0
+    assert mode.run(["/bin/sh", "-c", f"exec {argv} --runsc /nowhere -- true >&-"]).returncode == 1
+
+
+def test_a_system_call_that_fails(base: Path) -> None:
+    """Whatever the host refuses to the look itself is the plan's refusal, and nothing is left open."""
+    options = GVisorOciRunOptions(artifact_base=base)
+    explain.plan(ID, OciBundle.build(["true"]), options)
+    kept = []
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            while True:
+                kept.append(os.dup(0))
+        os.close(kept.pop())
+        told = explain.plan(ID, OciBundle.build(["true"]), options)
+    finally:
+        for fd in kept:
+            os.close(fd)
+    (refusal,) = [o for o in told if o.refused]
+    assert "Too many open files" in refusal.detail
+
+
 def test_landlock_around_a_plain_program(base: Path) -> None:
     """The reference's policy is explained too, for a supervisor that it can hold."""
     options = GVisorOciRunOptions(
@@ -471,16 +583,6 @@ def test_best_effort_goes_on(modes: dict[str, Mode]) -> None:
     told = explained(modes["user"], *arguments)
     assert any(o["detail"].startswith("ConfineSkipped: ") for o in told)
     assert not {"unshare", "landlock_restrict_self"} & {o["call"] for o in told}
-
-
-def test_a_working_directory_that_is_gone(modes: dict[str, Mode]) -> None:
-    """A relative runsc needs a directory; without one it is refused, not traced back."""
-    mode = modes["user"]
-    command = f"{mode.python} -m nucleus_gvisor.runtime.cli explain --runsc x -- true"
-    script = f"mkdir gone; cd gone; rmdir ../gone; exec {command}"
-    done = mode.run(["/bin/sh", "-c", script], env=mode.unmeasured())
-    assert (done.returncode, done.stderr) == (1, "")
-    assert "BadPath" in done.stdout
 
 
 # ---- printing ----

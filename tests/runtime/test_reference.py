@@ -87,6 +87,15 @@ def test_available_and_versioned(runsc_old: Path) -> None:
     assert runtime.version() == said.strip()
 
 
+def test_not_available(modes: dict[str, Mode]) -> None:
+    """What lies in its place, and is no program, is no runtime."""
+    mode = modes["user"]
+    asked = "from nucleus_gvisor.runtime import GVisorRuntime; print(GVisorRuntime.is_available())"
+    script = f"mount --bind /etc/hostname /usr/bin/runsc; exec {mode.python} -c '{asked}'"
+    done = mode.run(["unshare", "--user", "--map-root-user", "--mount", "--", "/bin/sh", "-c", script])
+    assert (done.stdout, done.stderr) == ("False\n", "")
+
+
 @pytest.mark.parametrize("mode", [0o777, 0o775, 0o757])
 def test_writable_by_others_is_refused(base: Path, mode: int) -> None:
     """A runsc that group or others can write is refused, with its owner and mode in the error."""

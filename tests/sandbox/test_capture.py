@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import pytest
 
-from nucleus_gvisor.runtime.capture import Capture, milliseconds, readable
+from nucleus_gvisor.runtime.capture import PIPE, Capture, Pipes, milliseconds, readable
 
 
 def shell(script: str) -> tuple[subprocess.Popen[bytes], int, int, int]:
@@ -88,6 +88,32 @@ def test_a_moment_far_away_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         os.close(reader)
         os.close(writer)
+
+
+def test_a_pipe_that_somebody_else_fills() -> None:
+    """Whoever shares the pipe may have taken the room that poll(2) told of: nothing is lost, and nothing blocks."""
+    reader, feed = os.pipe()
+    other = os.dup(feed)
+    try:
+        with Capture({}, feed, b"ours") as capture:
+            with suppress(BlockingIOError):
+                while True:
+                    os.write(other, b"x" * 4096)
+            assert capture.move(feed)
+            assert set(os.read(reader, 1 << 20)) == {ord("x")}
+            assert not capture.move(feed)
+            assert os.read(reader, 1 << 20) == b"ours"
+    finally:
+        os.close(reader)
+        os.close(other)
+
+
+def test_streams_that_are_refused_leave_nothing_open() -> None:
+    """Pipes that were made for the others are closed again."""
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        Pipes("input", None, PIPE, 1 << 20, True)
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_memory_stays_bounded() -> None:

@@ -1,8 +1,10 @@
 """Limits: a guest that takes more than it may ends, whoever launched it, and the caller is told of what."""
 
+import errno
 import json
 import os
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +12,18 @@ import pytest
 
 from nucleus_gvisor.runtime import (
     BadArgument,
+    Enforcement,
     Error,
     LifetimeExpired,
     Limits,
+    LimitUnavailable,
     OutOfMemory,
     OutputLimit,
     Sandbox,
     SandboxGone,
     TimeoutExpired,
     TooManyProcesses,
+    limits,
     run,
 )
 from tests.e2e import launching
@@ -123,6 +128,7 @@ def test_a_lifetime_ends_a_sandbox_and_a_run(options: Options) -> None:
         with pytest.raises(LifetimeExpired) as caught:
             box.exec("sh", "-c", "trap '' TERM; echo begun; while :; do sleep 1; done")
         assert caught.value.stdout == "begun\n"
+        assert str(caught.value) == "the sandbox has lived for its 2.5 seconds, and was ended"
         with pytest.raises(LifetimeExpired):
             box.ps()
     with pytest.raises(TimeoutExpired) as expired:
@@ -204,6 +210,125 @@ def test_what_is_no_limit(wrong: dict[str, Any]) -> None:
     """It is refused before anything is touched."""
     with pytest.raises(BadArgument, match=f"{next(iter(wrong)) if 'enforcement' not in wrong else 'limits'} refused"):
         Limits(**wrong)
+
+
+# ---- cgroups ----
+
+
+def test_the_nearest_cgroup_with_most_controllers(base: Path) -> None:
+    """In v2 a process is in one cgroup: of those upwards that are ours to write, the first with most of what is asked.
+
+    Plain directories stand in for the hierarchy: a host whose v1 has the controllers has none left for v2.
+    """
+    tree = {"": "memory cpu pids", "a": "memory pids", "a/b": "", "a/b/c": "memory"}
+    for folder, controllers in tree.items():
+        (base / folder).mkdir(exist_ok=True)
+        (base / folder / "cgroup.procs").touch()
+        (base / folder / "cgroup.subtree_control").write_text(f"{controllers}\n")
+    top, own = os.fspath(base), os.fspath(base / "a/b/c")
+
+    def found(*wanted: str) -> dict[str, str]:
+        places = limits._unified(own, top, list(wanted))
+        assert all(place.own == own and place.unified for place in places.values())
+        return {limit: os.path.relpath(place.directory, top) for limit, place in places.items()}
+
+    assert found("memory") == {"memory": "a/b/c"}
+    assert found("pids") == {"pids": "a"}
+    assert found("memory", "pids") == {"memory": "a", "pids": "a"}
+    assert found("memory", "cpus", "pids") == dict.fromkeys(("memory", "cpus", "pids"), ".")
+    (base / "cgroup.procs").unlink()
+    assert found("memory", "cpus", "pids") == {"memory": "a", "pids": "a"}
+
+
+@pytest.mark.parametrize("swap", [True, False])
+def test_what_a_unified_cgroup_is_told(base: Path, swap: bool) -> None:
+    """The files of the kernel's cgroup-v2.rst, in its units: all of the sandbox dies, and swap is no way around.
+
+    On plain files, as above; where v2 has the controllers, every test with limits runs on the real ones.
+    """
+    files = {"memory.max": "209715200", "memory.oom.group": "1", "cpu.max": "50000 100000", "pids.max": "176"}
+    files |= {"memory.swap.max": "0"} if swap else {}
+    for name in files:
+        (base / name).touch()
+    held = limits.Held(Limits(memory=MEMORY, cpus=0.5, pids=20))
+    held._made[os.fspath(base)] = limits._Place(os.fspath(base.parent), os.fspath(base.parent), True)
+    for limit in ("memory", "cpus", "pids"):
+        held._of[limit] = os.fspath(base)
+        held._set(limit, "systrap")
+    assert {path.name: path.read_text() for path in base.iterdir()} == files
+    assert held.watch == {}
+
+
+def test_a_cgroup_that_cannot_be_joined(base: Path) -> None:
+    """Nothing runs without it, unless the caller said so; what was made is removed afterwards."""
+    if not limits._places(("memory",)):
+        pytest.skip("needs a memory cgroup that the caller can write")
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    directory = os.open(base, os.O_PATH | os.O_DIRECTORY)
+    try:
+        for enforcement in (Enforcement.REQUIRED, Enforcement.BEST_EFFORT):
+            held = limits.Held(Limits(memory=MEMORY, enforcement=enforcement))
+            if enforcement is Enforcement.REQUIRED:
+                with pytest.raises(LimitUnavailable, match="No such process"):
+                    held.hold(gone.pid, directory, "systrap")
+            else:
+                assert held.hold(gone.pid, directory, "systrap") == {"memory": "none"}
+            (cgroup,) = map(Path, (base / "cgroups").read_text().splitlines())
+            assert cgroup.is_dir()
+            remove_cgroups(base)
+            assert not cgroup.exists()
+            (base / "cgroups").unlink()
+    finally:
+        os.close(directory)
+
+
+def remove_cgroups(base: Path) -> list[OSError]:
+    """What is left of the cgroups that the list in `base` names."""
+    problems: list[OSError] = []
+    above = os.open(base.parent, os.O_RDONLY)
+    try:
+        limits.remove(above, base.name, problems.append)
+    finally:
+        os.close(above)
+    return problems
+
+
+def test_removing_cgroups_that_are_not_there_or_stay(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch that was killed has listed what it never made; what does not empty is told of; names of others stay."""
+    monkeypatch.setattr(limits, "PATIENCE", 0.05)
+    full, other = base / f"{limits.PREFIX}full", base / "other"
+    for path in (full, full / "inner", other):
+        path.mkdir()
+    (base / "cgroups").write_text(f"{base}/{limits.PREFIX}never-made\n{full}\n{other}\n")
+    (problem,) = remove_cgroups(base)
+    assert (problem.errno, problem.filename) == (errno.ENOTEMPTY, os.fspath(full))
+    assert other.is_dir()
+
+
+MAPPED = """
+import os
+from nucleus_gvisor.runtime import _linux, limits
+_linux.unshare(_linux.CLONE_NEWUSER)
+print(limits._host_uid(), flush=True)
+input()
+os.setresuid(3, 3, 3)
+print(limits._host_uid())
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can map several users")
+def test_who_a_user_of_a_namespace_is_outside(first: Caller) -> None:
+    """As the mapping that has it says; without one, nobody but root can be assumed."""
+    process = first.mode.popen([first.mode.python, "-c", MAPPED], stdin=subprocess.PIPE)
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "0\n"
+        Path(f"/proc/{process.pid}/uid_map").write_text("0 100000 1\n1 200000 5\n")
+        assert process.communicate("go\n", timeout=30) == ("200002\n", "")
+
+
+# ---- on the command line ----
 
 
 def test_limits_on_the_command_line(either: Caller) -> None:

@@ -6,10 +6,15 @@ import random
 import signal
 import subprocess
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from nucleus_gvisor.runtime import LaunchError, owner
+from nucleus_gvisor.runtime.cleanup import owner_line
 from tests.e2e import launching
 from tests.e2e.launching import Caller
 from tests.support.places import mounts_below
@@ -164,6 +169,66 @@ def test_ps_shows_runs_as_well(newer: Caller) -> None:
             assert json.loads(line)["id"] == "cli-run"
             assert newer.mode.cli("kill", "cli-run").returncode == 0
             assert process.wait(timeout=30) == 137
+
+
+@pytest.fixture
+def named(base: Path) -> Iterator[Callable[[str], subprocess.Popen[bytes]]]:
+    """Start processes whose arguments and locks are those of a supervisor."""
+    (base / "locks").mkdir(mode=0o700)
+    with ExitStack() as stack:
+
+        def start(name: str, word: str = "run") -> subprocess.Popen[bytes]:
+            command = ["sh", "-c", "echo; read line", word, name]
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            assert process.stdout is not None and process.stdout.readline() == b"\n"  # it has executed sh
+            (base / "locks" / name).write_bytes(owner_line(process.pid))
+            return process
+
+        yield start
+
+
+def test_only_the_named_one_is_ended(base: Path, named: Callable[[str], subprocess.Popen[bytes]]) -> None:
+    """Of several, and never a process that has only the number of the one that was listed."""
+    one, two = named("one"), named("two")
+    assert {found.id: found.pid for found in owner.running(base)} == {"one": one.pid, "two": two.pid}
+    assert owner.kill("two", base).pid == two.pid
+    assert (two.wait(), one.poll()) == (-signal.SIGKILL, None)
+
+
+def test_a_number_that_was_given_again(
+    base: Path, named: Callable[[str], subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A supervisor that ended just before, and whose number somebody else has now: he is not killed."""
+    process = named("one")
+    (listed,) = owner.running(base)
+    pid, start, *rest = listed.line.split()
+    stale = replace(listed, line=b" ".join([pid, b"%d" % (int(start) - 1), *rest]))
+    monkeypatch.setattr(owner, "running", lambda _: [stale])
+    assert owner.kill("one", base) == stale
+    assert process.poll() is None
+
+
+def test_what_is_no_sandbox_is_not_listed(base: Path, named: Callable[..., subprocess.Popen[bytes]]) -> None:
+    """Launches that have not come to runsc, dead ones, those of other pid namespaces, and what is no lock at all."""
+    named("launching", "sh")
+    locks = base / "locks"
+    line = (locks / "launching").read_bytes()
+    (locks / "dead").touch()
+    (locks / "elsewhere").write_bytes(line.replace(b"pid:[", b"pid:[9"))
+    (locks / "folder").mkdir()
+    (locks / "link").symlink_to("launching")
+    assert owner.running(base) == []
+
+
+def test_locks_that_are_none(base: Path) -> None:
+    """Refused as a launch refuses them, with no descriptor left open."""
+    (base / "locks").touch()
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(LaunchError, match="locks"):
+        owner.running(base)
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_nothing_to_list_in_a_new_place(newer: Caller, base: Path) -> None:

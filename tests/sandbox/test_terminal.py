@@ -7,13 +7,15 @@ import select
 import signal
 import subprocess
 import termios
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from nucleus_gvisor.runtime import CannotExec, Sandbox
+from nucleus_gvisor.runtime import CannotExec, Sandbox, shell
+from nucleus_gvisor.runtime.capture import readable
 from tests.e2e import launching
 from tests.e2e.launching import Caller
 from tests.sandbox.conftest import MakeSandbox
@@ -123,6 +125,31 @@ def test_what_cannot_be_put_on_a_terminal(box: Sandbox) -> None:
     assert os.listdir("/proc/self/fd") == before
     with box.popen(["true"]) as process, pytest.raises(ValueError, match="no terminal"):
         process.resize(1, 1)
+
+
+def test_a_shell_shows_all_and_ends_with_its_terminal(box: Sandbox) -> None:
+    """What a command wrote last is shown, more than one read gives; a terminal that goes away ends the command."""
+    ours, theirs = os.openpty()
+    reader, writer = os.pipe()
+    try:
+        with box.popen(["sh", "-c", "head -c 6000 /dev/zero | tr '\\0' x"], pty=True) as process:
+            assert readable(process.command.channel, None)
+            assert shell.interact(process, theirs, writer) == 0
+            assert os.read(reader, 1 << 16) == b"x" * 6000
+        with box.popen(["sh", "-c", "echo up; exec sleep 600"], pty=True) as process:
+
+            def close() -> None:
+                os.read(reader, 1)
+                os.close(ours)
+
+            closer = threading.Thread(target=close)
+            closer.start()
+            assert shell.interact(process, theirs, writer) == 128 + signal.SIGHUP
+            closer.join()
+            assert process.returncode is not None
+    finally:
+        for fd in (theirs, reader, writer):
+            os.close(fd)
 
 
 @contextmanager
