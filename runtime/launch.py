@@ -393,7 +393,8 @@ class Launch:
         key = " ".join(f"{name}={digest}" for name, digest in sorted(self._staged.digests.items()))
         self.confined = confine.start(self._plan, key, self.options, fresh=self._fresh)
         if self._checkpoint is not None and self.confined.release is not None:
-            runsc.judge_restore(self.confined.release, locked=confinement is Confinement.MOUNT_LOCKED)
+            locked = confinement is Confinement.MOUNT_LOCKED
+            runsc.judge_restore(self.confined.release, self.options, locked=locked)
 
     def _child_plan(self, confinement: Confinement | None) -> dict[str, Any]:
         place, guest, staged = self.place, self._guest, self._staged
@@ -516,7 +517,8 @@ class Launch:
         if self._staged.method != "set":
             return self._staged.images["runsc"]
         image = linux.open(self.place.path + b"/set/runsc", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        if list(file_id(os.fstat(image))) != list(self.confined.shown["image"]):
+        # On a read-only tmpfs that this launch alone reaches.
+        if list(file_id(os.fstat(image))) != list(self.confined.shown["image"]):  # pragma: no cover - none can swap it
             raise SafetyViolation("not the image that the child made", step="Exec", path=self.place.path)
         return image
 
@@ -548,7 +550,7 @@ class Launch:
         """Close what only the launch needed, once the child runs."""
         items, self._staged, self._judged = (self._staged, self._judged), None, None
         for item in items:
-            if item is not None:
+            if item is not None:  # pragma: no branch - a launch that was driven has both; the types cannot say it
                 item.close()
 
     # ---- Fail ----

@@ -182,8 +182,15 @@ def judge_network(release: Release, options: GVisorOciRunOptions, *, locked: boo
         )
 
 
-def judge_restore(release: Release, *, locked: bool) -> None:
-    """Unsupported when this release cannot restore a checkpoint under this confinement."""
+def judge_restore(release: Release, options: GVisorOciRunOptions, *, locked: bool) -> None:
+    """Unsupported when this release cannot restore a checkpoint so and under this confinement."""
+    if options.runsc_rootless:
+        raise Unsupported(
+            "runsc restores no checkpoint when rootless",
+            step="Confine",
+            observed="runsc_rootless=True",
+            hint="leave runsc_rootless off",
+        )
     if locked and (release.date or 0) < KNOWN_RESTORE:
         raise Unsupported(
             "this runsc cannot restore a checkpoint in a locked user namespace",

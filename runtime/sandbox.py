@@ -344,7 +344,6 @@ class Sandbox:
         self._program = f"{place}/{guest.NAME}"
         self._attendant = Attendant()
         self._stderr = self._alive = -1
-        self._process: SandboxProcess
         try:
             self._launch(Programs(place, {guest.NAME: guest.program()}))
         except BaseException:
@@ -428,6 +427,8 @@ class Sandbox:
         while not readable(self._process.pidfd, time.monotonic() + 0.02):
             try:
                 return self._run_own("k", "0")  # a signal to nobody
+            except SandboxGone:
+                break
             except RunscFailed as error:  # not yet
                 if time.monotonic() > deadline:
                     raise StartFailed(f"the guest was not restored within {PATIENCE:g} s: {error}") from error

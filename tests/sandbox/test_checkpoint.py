@@ -13,16 +13,23 @@ from nucleus_gvisor.runtime import (
     AsyncSandbox,
     CannotExec,
     Error,
+    GVisorOciRunOptions,
+    GVisorRuntime,
     LifetimeExpired,
     NotFound,
+    OciBundle,
     OutOfMemory,
+    Platform,
     Record,
     RunscFailed,
     Sandbox,
     StartFailed,
+    StepFailed,
+    Unsupported,
     Untrusted,
     image,
 )
+from nucleus_gvisor.runtime.paths import file_id
 from tests.e2e import launching
 from tests.e2e.launching import Caller
 from tests.sandbox.conftest import MakeSandbox, Options
@@ -229,6 +236,8 @@ def test_what_is_no_image(new_options: Options, base: Path) -> None:
     (base / "empty").mkdir()
     (base / "rubbish").mkdir(mode=0o700)
     (base / "rubbish/checkpoint.img").write_bytes(b"rubbish" * 1000)
+    with pytest.raises(StepFailed, match="Not a directory"):
+        Sandbox.restore(base / "rubbish/checkpoint.img", **new_options)
     with pytest.raises(NotFound):
         Sandbox.restore(base / "none", **new_options)
     with pytest.raises(Untrusted, match="empty"):
@@ -292,6 +301,26 @@ def test_what_runsc_can_reach_by_the_descriptor(alone: bool, base: Path) -> None
         os.close(reached)
     finally:
         os.close(fd)
+
+
+def test_another_directory_than_the_one_that_was_judged(base: Path) -> None:
+    """The mount that runsc is given is of the very directory, or there is none."""
+    (base / "image").mkdir(mode=0o700)
+    with pytest.raises(RunscFailed, match="another object"):
+        image._detached(os.fspath(base / "image"), file_id(base.stat()))
+
+
+def test_rootless_restores_nothing(new_options: Options, base: Path) -> None:
+    """No release does; it is said before runsc does."""
+    with Sandbox(**new_options) as box:
+        box.checkpoint(base / "image")
+    with pytest.raises(Unsupported, match="rootless"):
+        GVisorRuntime.with_path(new_options["runsc"]).spawn(
+            "restored",
+            OciBundle.build(["true"]),
+            GVisorOciRunOptions(platform=Platform.AUTO, runsc_rootless=True, artifact_base=new_options["runtime_dir"]),
+            checkpoint=base / "image",
+        )
 
 
 # ---- the service ----

@@ -4,7 +4,9 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -110,6 +112,36 @@ def test_it_signals_each_process(program: list[str]) -> None:
     pids = [str(process.pid) for process in (sleepers[0], ended, sleepers[1])]
     subprocess.run([*program, "k", str(int(signal.SIGKILL)), *pids], check=True)
     assert [process.wait() for process in sleepers] == [-signal.SIGKILL] * 2
+
+
+def test_it_starts_a_program_and_is_then_alone(program: list[str], tmp_path: Path) -> None:
+    """With the words and the variables that it was given, and no stream; it says that it runs once the program does."""
+    report = tmp_path / "report"
+    script = f'echo "$$ $0 $1 $A" >{report}.part; mv {report}.part {report}; exec sleep 60'
+    words = ["s", "/bin/sh", "-c", script, "zero", "one"]
+    how: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": {"A": "b", "PATH": "/bin"}}
+    process = subprocess.Popen([*program, *words], start_new_session=True, **how)
+    try:
+        assert process.stdout is not None and process.stdout.read(1) == guest.READY
+        deadline = time.monotonic() + 30
+        while not report.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        pid, *told = report.read_text().split()
+        assert told == ["zero", "one", "b"]
+        assert {os.readlink(f"/proc/{pid}/fd/{number}") for number in range(3)} == {"/dev/null"}
+        assert process.poll() is None
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def test_it_does_not_stay_without_its_program(tmp_path: Path) -> None:
+    """Its exit status is errno of the execve; not under qemu, whose vfork shares no memory."""
+    path = tmp_path / "init"
+    path.write_bytes(guest.program())
+    path.chmod(0o755)
+    for target, code in (("/no/program", 2), (os.fspath(tmp_path), 13)):
+        assert subprocess.run([path, "s", target], capture_output=True, timeout=30).returncode == code
 
 
 def test_alone_it_says_that_it_runs_and_stays(program: list[str]) -> None:
