@@ -16,7 +16,7 @@ import marshal
 import os
 import sys
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 try:
     from nucleus_gvisor.runtime import _attendant
@@ -92,7 +92,10 @@ def _receive(link: int) -> tuple[Any, ...]:
 
 
 def _obey(link: int, image: int, plan: Plan) -> None:
-    """Wait for the word. A parent that dies says nothing, and then nothing is executed."""
+    """Wait for the word. A parent that dies says nothing, and then nothing is executed.
+
+    Nor does one that executes in place: it enters the namespaces that this process keeps meanwhile, and ends it.
+    """
     word = _receive(link)
     if word[0] == "exec":
         argv, env = word[1], word[2]
@@ -111,11 +114,9 @@ def _obey(link: int, image: int, plan: Plan) -> None:
             execute(image, argv, env)
         except OSError as error:
             _send(link, ("exec failed", error.errno or 0, str(error)))
-    elif word[0] == "hold":  # in-place: keep the namespaces until the parent has entered them
-        _receive(link)
 
 
-def execute(image: int, argv: list[bytes], env: dict[bytes, bytes]) -> None:
+def execute(image: int, argv: list[bytes], env: dict[bytes, bytes]) -> NoReturn:
     """Become `image`, with default signals, in `/`. Python ignores SIGPIPE and SIGXFSZ; execve would keep that."""
     os.chdir("/")
     linux.default_signals()
@@ -210,10 +211,8 @@ _CONFINE = {None: _off, "landlock": _landlock, "mount-locked": _locked}
 
 def privileged() -> bool:
     """Is CAP_SYS_ADMIN effective in the current user namespace (capabilities(7), /proc/self/status)."""
-    for line in _read(b"/proc/self/status").split(b"\n"):
-        if line.startswith(b"CapEff:"):
-            return bool(int(line.split()[1], 16) >> 21 & 1)
-    return False
+    lines = _read(b"/proc/self/status").split(b"\n")
+    return any(line.startswith(b"CapEff:") and int(line.split()[1], 16) >> 21 & 1 for line in lines)
 
 
 def enter_user_namespace(more: int) -> None:
@@ -335,7 +334,7 @@ def _own_devices(devices: list[tuple[int, bytes]]) -> None:
 def _again_here(image: int, path: bytes) -> int:
     """`image` opened again by path: runsc looks beside what /proc/self/exe names, and that must be in its namespace."""
     again = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    if not os.path.samestat(os.fstat(again), os.fstat(image)):
+    if not os.path.samestat(os.fstat(again), os.fstat(image)):  # pragma: no cover - only this process reaches the tmpfs
         raise Refused("changed", os.fsdecode(path), 0, "another file than the one that was staged")
     os.close(image)
     return again
@@ -446,7 +445,8 @@ def _materialise(work: int, images: dict[str, int]) -> int:
         while sent := os.sendfile(fd, source, offset, 1 << 30):
             offset += sent
         while part := os.pread(source, 1 << 20, offset - os.fstat(source).st_size):
-            if os.pread(fd, len(part), offset - os.fstat(source).st_size) != part:
+            copied = os.pread(fd, len(part), offset - os.fstat(source).st_size)
+            if copied != part:  # pragma: no cover - the tmpfs is this process's own: only bad memory would differ
                 raise Refused("changed", name, 0, "the copy on the tmpfs differs from the sealed bytes")
             offset += len(part)
         os.close(fd)
@@ -478,7 +478,7 @@ def _hide_root_network_mark() -> None:
     The network namespace was made a moment ago by this process: it is not the host's.
     """
     core = b"/proc/sys/net/core"
-    if os.path.exists(core + b"/rmem_max"):
+    if os.path.exists(core + b"/rmem_max"):  # pragma: no branch - kernels that show it to the first namespace alone
         onto = os.open(core, DIRECTORY)
         cover = linux.new_tmpfs(CLOSED | linux.MOUNT_ATTR_RDONLY, size="4k")
         linux.move_mount(cover, onto)
@@ -557,7 +557,8 @@ def ask(image: int, questions: list[list[bytes]], env: dict[bytes, bytes]) -> li
                         linux.die_with_parent(_signal.SIGKILL)
                     except OSError:
                         pass  # the deadline ends it all the same
-                    if os.getppid() == asker:  # who died before that call sends no signal
+                    # Who died before that call sends no signal.
+                    if os.getppid() == asker:  # pragma: no branch - the asker would have to die in these microseconds
                         execute(image, argv, env)
                 finally:
                     os._exit(FAILED)
@@ -573,7 +574,7 @@ def ask(image: int, questions: list[list[bytes]], env: dict[bytes, bytes]) -> li
 
 def _end(pid: int) -> None:
     try:
-        if os.waitpid(pid, os.WNOHANG)[0] == 0:
+        if os.waitpid(pid, os.WNOHANG)[0] == 0:  # pragma: no branch - whether it has ended by itself is chance
             os.kill(pid, _signal.SIGKILL)
             os.waitpid(pid, 0)
     except ChildProcessError:

@@ -188,7 +188,7 @@ def take_lock(locks: int, component: str, path: bytes, *, create: bool) -> int |
                 elif not create:
                     return None
         finally:
-            if fd >= 0:
+            if fd >= 0:  # pragma: no branch - it is given away only where it is returned
                 linux.close(fd)
         if not locked:
             # Another launch, or only a collector that is about to let go.

@@ -75,8 +75,6 @@ def parse_uid_map(text: bytes) -> tuple[tuple[int, int, int], ...]:
         ordered = sorted((entry[side], entry[2]) for entry in ranges)
         if any(start + length > following for (start, length), (following, _) in pairwise(ordered)):
             raise ValueError("uid_map ranges overlap")
-    if not ranges:
-        raise ValueError("uid_map is empty: this user namespace has no ids yet")
     return tuple(ranges)
 
 

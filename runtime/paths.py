@@ -251,8 +251,8 @@ def enter(parent: int, name: bytes, path: bytes, *, create: bool) -> int:
             except FileExistsError:
                 pass
             except OSError as error:
-                # mkdir on a read-only file system answers EROFS even for a directory that is there.
-                if not exists(parent, name):
+                # mkdir on a read-only NFS answers EROFS even for a directory that is there: it does not look first.
+                if not exists(parent, name):  # pragma: no branch - no NFS is here
                     raise error from None
         try:
             return linux.open(name, _DIRECTORY, dir_fd=parent)

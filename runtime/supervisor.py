@@ -71,7 +71,8 @@ class Supervisor:
                 hint="pidfds need Linux 5.4, and a seccomp filter that knows them" if lacking else "",
             ) from error
         finally:
-            if child.pid == 0:  # interrupted before it was in `main`, whose end is its own: never its caller's code
+            # Interrupted before it was in `main`, whose end is its own: never its caller's code.
+            if child.pid == 0:  # pragma: no cover - signals are blocked: no memory, between two lines
                 os._exit(_child.FAILED)
             child._unmask()
             for end in child._ends[1:]:
@@ -178,6 +179,8 @@ class Supervisor:
         if self.pidfd >= 0:
             try:
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # it was waited for, and the number may be another's by now
             except OSError:
                 with suppress(OSError):
                     os.kill(self.pid, signal.SIGKILL)  # nobody has waited for it: the number is still its own

@@ -70,7 +70,6 @@ def join(confined: Confined, plan: Mapping[str, Any]) -> None:
             hint="use spawn, or run in a process of its own",
         )
     locked = plan["confinement"] == Confinement.MOUNT_LOCKED.value
-    child.tell("hold")
     try:
         if locked:
             flags = _linux.CLONE_NEWUSER | _linux.CLONE_NEWNS
@@ -105,7 +104,7 @@ def in_place(image: int, argv: list[bytes], env: dict[bytes, bytes]) -> NoReturn
         _child.execute(image, argv, env)
     except OSError as error:
         for number, handler in before.items():
-            if handler is not None:
+            if handler is not None:  # pragma: no branch - None is a C program's, which Python is a library of
                 with suppress(OSError, ValueError):
                     signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -121,4 +120,3 @@ def in_place(image: int, argv: list[bytes], env: dict[bytes, bytes]) -> NoReturn
         raise failed from error
     finally:
         _linux.close(cwd)
-    raise AssertionError("execve returned")

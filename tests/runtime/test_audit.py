@@ -260,6 +260,29 @@ def test_no_room_at_all(base: Path) -> None:
         subprocess.run(["umount", base], check=True)
 
 
+def test_a_new_file_without_room_for_its_first_lines_is_no_record(base: Path) -> None:
+    """It is not left behind empty, or half; the record goes on in memory."""
+    with record() as it:
+        it.append(LINES[0])
+        directory = os.open(base, os.O_RDONLY)
+        try:
+            with file_size_limit(10), pytest.raises(StepFailed, match="cannot be written"):
+                it.open_in(directory, "r", base / "r")
+        finally:
+            os.close(directory)
+        assert os.listdir(base) == [] and it.path is None and it.lines == LINES[:1]
+
+
+def test_an_end_that_cannot_be_written_is_an_end(base: Path) -> None:
+    """The launch has failed all the same: the line is in the record, and `problem` says that it is not in the file."""
+    with record(base / "r") as it:
+        it.append(LINES[0])
+        with file_size_limit((base / "r").stat().st_size):
+            it.end(LINES[1])
+        assert it.lines == LINES[:2] and "cannot be written" in str(it.problem)
+        assert parse_all((base / "r").read_bytes()) == LINES[:1]
+
+
 def test_the_last_line_can_be_taken_back(base: Path) -> None:
     """In place, Exec is written before execve; when that refuses, file and record are as before it."""
     with record(base / "r") as it:
@@ -486,6 +509,12 @@ def test_what_is_no_head_is_refused(base: Path, capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit) as caught:
         verify(capsys, "--head", head, base)
     assert caught.value.code == 2 and "no SHA-256 in hex" in capsys.readouterr().err
+
+
+def test_a_path_that_no_file_can_have() -> None:
+    """A NUL in it is a finding as any other."""
+    [finding] = audit.verify([Path("a\0b")])
+    assert finding.reason == "unreadable" and "null" in str(finding), finding
 
 
 def test_names_cannot_forge_a_finding(base: Path, capsys: pytest.CaptureFixture[str]) -> None:

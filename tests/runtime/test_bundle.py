@@ -149,6 +149,24 @@ def test_a_bundle_without_a_rootfs_shows_the_host_read_only() -> None:
         assert os.path.samefile(bind.source, mounts[bind.index]["destination"])
 
 
+def test_a_representation_tells_no_secrets() -> None:
+    """Arguments and environment do not get into logs."""
+    shown = repr(OciBundle.build(["login", "hunter2"], env={"TOKEN": "s3cret"}, mounts=["/data:/data"], rootfs="/r"))
+    assert shown == "<OciBundle in memory, 1 binds>"
+
+
+def test_host_directories_that_cannot_be_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link among them that cannot be read is an error of the bundle, and none is left out."""
+
+    def failing(*_: object, **__: object) -> str:
+        raise OSError(errno.EIO, "Input/output error", "/lib64")
+
+    monkeypatch.setattr(os, "readlink", failing)
+    with pytest.raises(BadBundle, match="the host's directories") as caught:
+        OciBundle.build(["true"])
+    assert caught.value.errno == errno.EIO and caught.value.path == b"/lib64"
+
+
 def test_nothing_of_the_callers_environment_leaks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The default environment is fixed, and a given one is the whole of it."""
     monkeypatch.setenv("LD_PRELOAD", "/secret.so")
@@ -361,6 +379,20 @@ def refused(path: Path | bytes | str, words: str, **options: Any) -> BadBundle:
     assert caught.value.expected
     assert caught.value.path
     return caught.value
+
+
+def test_a_directory_that_is_exchanged_while_it_is_opened(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name has to lead to what was opened: later steps go by the name."""
+    realpath = os.path.realpath
+
+    def exchanged(path: str, **how: bool) -> str:
+        if bundle.exists() and not bundle.with_name("moved").exists():
+            bundle.rename(bundle.with_name("moved"))
+            write(bundle, sound())
+        return realpath(path, **how)
+
+    monkeypatch.setattr(os.path, "realpath", exchanged)
+    assert refused(bundle, "another directory").observed == "another directory"
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o775, 0o757, 0o1777])

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nucleus_gvisor.model.errors import Busy, LaunchError
+from nucleus_gvisor.runtime import cleanup, limits
 from nucleus_gvisor.runtime.cleanup import Place, collect, owner_line, owner_lives, state_component
 from tests.support.modes import Mode
 
@@ -468,6 +469,54 @@ def test_unwinding_leaves_nothing(base: Path) -> None:
         assert it.remove() == [] and it.remove() == []
         assert os.listdir(base) == ["locks"] and os.listdir(base / "locks") == []
         it.take()
+
+
+def test_a_list_of_what_is_still_there_stays(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a cgroup cannot be removed, the directory that names it stays, for a later collector."""
+    monkeypatch.setattr(limits, "PATIENCE", 0.0)
+    busy = base / f"{limits.PREFIX}busy"  # stands for a cgroup with a process in it: rmdir(2) refuses both
+    (busy / "more").mkdir(parents=True)
+    leave(base, ID, b"")
+    (base / ID / limits.LIST).write_text(f"{busy}\n")
+    assert collected(base) == [] and (base / ID / limits.LIST).exists() and (base / "locks" / ID).exists()
+    (busy / "more").rmdir()
+    assert collected(base) == [ID] and not busy.exists()
+
+
+def test_a_lock_that_was_taken_on_the_line_of_an_interrupt(base: Path) -> None:
+    """The descriptor that nobody knows is closed, for else the file could not be taken again and removed."""
+    with place(base) as it:
+        it.take()
+        it.lock = -1
+        assert it.remove() == [] and os.listdir(base / "locks") == []
+
+
+def test_a_collector_without_memory_does_not_go_on(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock that cannot be looked at is passed over; but with no memory left the lock may have been taken."""
+    leave(base, ID, b"")
+    for error in (PermissionError, MemoryError):
+
+        def failing(*_: object, error: type[Exception] = error, **__: object) -> int:
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(cleanup, "take_lock", failing)
+            if error is MemoryError:
+                with pytest.raises(MemoryError):
+                    collected_by_descriptor(base)
+            else:
+                assert collected_by_descriptor(base) == []
+    assert collected(base) == [ID]
+
+
+def collected_by_descriptor(base: Path) -> list[str]:
+    """What the collector removed, without a lock of our own."""
+    fds = [os.open(path, os.O_RDONLY) for path in (base, base / "locks")]
+    try:
+        return collect(fds[0], os.fsencode(base), fds[1])
+    finally:
+        for fd in fds:
+            os.close(fd)
 
 
 @pytest.mark.parametrize("kind", ["file", "link"])

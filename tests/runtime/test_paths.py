@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from nucleus_gvisor.model.errors import BadBase, BadPath, LaunchError, NotFound, StepFailed, Symlink, Untrusted
 from nucleus_gvisor.runtime.identity import Identity
 from nucleus_gvisor.runtime.paths import Found, Walk, artifact_base, open_private, remove_tree
-from tests.support.modes import Mode
+from tests.support.modes import NAMESPACE_MODE, ROOT_MODE, Mode
 
 STRANGER = 12345
 """A uid that is neither root's nor the caller's."""
@@ -194,6 +194,14 @@ def test_only_what_is_absent_is_not_found(tree: Path, name: str) -> None:
     (tree / "through").symlink_to("a/b/program")
     with pytest.raises(NotFound):
         walked(tree / name)
+
+
+def test_a_link_to_a_directory_by_dots_is_refused(tree: Path) -> None:
+    """A link may climb, but has to end in a name: there is nothing to be judged in `..`."""
+    (tree / "link").symlink_to("a/..")
+    with pytest.raises(BadPath, match="path refused") as caught:
+        walked(tree / "link")
+    assert caught.value.observed == "leads to a directory"
 
 
 def test_what_cannot_be_looked_at_is_not_absent(tree: Path) -> None:
@@ -427,6 +435,21 @@ def test_a_name_that_is_too_long_is_a_failed_call(base: Path) -> None:
     with pytest.raises(StepFailed) as caught:
         opened(base / ("x" * 300))
     assert caught.value.errno == errno.ENAMETOOLONG
+
+
+def test_a_directory_that_may_not_be_read_is_a_failed_call(mode: Mode) -> None:
+    """It is one, so that it is no wrong base; root is not kept out."""
+    script = (
+        "import os, sys\nfrom nucleus_gvisor.model.errors import LaunchError\n"
+        "from nucleus_gvisor.runtime.identity import Identity\nfrom nucleus_gvisor.runtime.paths import open_private\n"
+        "os.mkdir(sys.argv[1], 0o300)\n"
+        "try:\n    open_private(os.fsencode(sys.argv[1]), Identity.current())\n"
+        "except LaunchError as error:\n    print(type(error).__name__, error.errno)\n"
+    )
+    done = mode.run([mode.python, "-c", script, mode.base / "closed"])
+    denied = "" if mode.name == ROOT_MODE else f"StepFailed {errno.EACCES}\n"
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout in (denied, ""), done
+    assert done.stdout == denied or mode.name == NAMESPACE_MODE  # whose root has the capability over its own files
 
 
 @needs_root

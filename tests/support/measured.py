@@ -32,7 +32,7 @@ import sys
 sys.path[:0] = {places!r}
 try:
     import measured
-    measured.start({folder!r}, {roots!r})
+    measured.start({folder!r}, {roots!r}).talk()
 except OSError:
     pass  # coverage asks for a working directory, which need not be there
 del sys.path[:2]
@@ -114,9 +114,13 @@ class Measured:
 
     def _after_fork(self) -> None:
         self._slot = self._given
-        os.read, os.write = self.read_measured, self.write_measured
+        self.talk()
         with suppress(Exception):
             self._keep_apart()
+
+    def talk(self) -> None:
+        """This is a child that hears and says words: who hears its last one may kill it before it ends."""
+        os.read, os.write = self.read_measured, self.write_measured
 
     def read_measured(self, fd: int, size: int) -> bytes:
         """Who waits for a word, in a child, may be killed while it waits."""
@@ -151,11 +155,12 @@ def follow(folder: Path, roots: Sequence[Path]) -> None:
     Measured(os.fspath(folder), [os.fspath(root) for root in roots])
 
 
-def start(folder: str, roots: Sequence[str]) -> None:
+def start(folder: str, roots: Sequence[str]) -> Measured:
     """Measure this process and its children."""
     measured = Measured(folder, roots)
     atexit.register(measured.save)
     measured.start()
+    return measured
 
 
 def collect(folder: Path, data_file: Path) -> None:

@@ -1,0 +1,372 @@
+"""The child and the attendant beside it by themselves: what can go wrong in them, and what its parent makes of it."""
+
+import errno
+import marshal
+import os
+import resource
+import select
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from nucleus_gvisor.model.errors import StepFailed
+from nucleus_gvisor.runtime import _attendant, _child, supervisor
+from nucleus_gvisor.runtime import _linux as linux
+from nucleus_gvisor.runtime.steps.exec_ import _ended_as_a_program
+from nucleus_gvisor.runtime.supervisor import Supervisor
+
+FAILED = 77
+"""A forked test's exit code when it raised."""
+
+
+def forked(body: Callable[[], object]) -> int:
+    """The id of a child that runs `body`, and exits with what it returns."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os._exit(int(body() or 0))  # type: ignore[call-overload]
+        finally:
+            os._exit(FAILED)
+    return pid
+
+
+def code(pid: int) -> int:
+    """The child's exit code, -N for signal N."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@contextmanager
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with one, other:
+        yield one, other
+
+
+def supervised(pid: int) -> Supervisor:
+    """What a parent has of the child `pid`."""
+    child = Supervisor()
+    child.pid, child.pidfd = pid, os.pidfd_open(pid)
+    return child
+
+
+@contextmanager
+def sleeping() -> Iterator[Supervisor]:
+    """A child that sleeps."""
+    child = supervised(forked(signal.pause))
+    try:
+        yield child
+    finally:
+        child.end()
+
+
+# ---- the child ----
+
+
+def test_a_child_whose_parent_is_gone_ends() -> None:
+    """A parent that died before it could be asked for a signal is known by its number; nothing is said or done."""
+    with pair() as (ours, theirs):
+        plan = {"stdio": [0, 1, 2], "die_with_parent": True, "parent": 1}
+        assert code(forked(lambda: _child.main(plan, theirs.fileno()))) == _child.FAILED
+        theirs.close()
+        assert ours.recv(1) == b""
+
+
+def in_new_mounts(then: Callable[[], None]) -> None:
+    """Run `then` in a private mount namespace that is not locked."""
+    if _child.privileged():
+        linux.unshare(linux.CLONE_NEWNS)
+    else:
+        _child.enter_user_namespace(linux.CLONE_NEWNS)
+    linux.mount_setattr(linux.AT_FDCWD, b"/", propagation=linux.MS_PRIVATE, recursive=True)
+    then()
+
+
+def refused(plan: dict[str, Any]) -> str:
+    """What the proof finds missing."""
+    with pytest.raises(_child.Refused) as caught:
+        _child._prove(plan)
+    kind, what, _, text = caught.value.args
+    return f"{kind}: {what} {text}"
+
+
+def test_the_proof_finds_what_is_missing() -> None:
+    """Where privileges can be gained, a host program answers anything but EACCES, or flags can be cleared again."""
+
+    def unlocked() -> None:
+        plan: dict[str, Any] = {"canaries": [], "place": b"/nowhere"}
+        assert refused(plan) == "proof: no_new_privs is not set"
+        linux.no_new_privs()
+        assert refused(plan) == "proof: undo noexec of / could be cleared from inside"
+        told = "proof: /no/such/program was not refused by the confinement"
+        assert refused(plan | {"canaries": [[b"/no/such/program"]]}) == told
+
+    assert code(forked(lambda: in_new_mounts(unlocked))) == 0
+
+
+def test_mount_points_below_each_other() -> None:
+    """What is there is no obstacle: a bind below another, or the same place twice."""
+
+    def lay_out() -> None:
+        tree = linux.new_tmpfs(0, mode="0755", size="64k")
+        _child._mount_points(tree, [("a", True), ("a/b/file", False), ("/a/b", True), ("a", True)])
+        place = os.open("a/b", _child.DIRECTORY, dir_fd=tree)
+        assert os.listdir(os.open(".", os.O_RDONLY, dir_fd=place)) == ["file"]
+
+    assert code(forked(lambda: in_new_mounts(lay_out))) == 0
+
+
+# ---- those whom it asks ----
+
+
+def ask(*questions: list[bytes], image: str = "/bin/sleep") -> list[tuple[int, bytes]]:
+    fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
+    return _child.ask(fd, list(questions), {})
+
+
+def no_child() -> bool:
+    """Has this process no child, not even a dead one."""
+    try:
+        os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return True
+    return False
+
+
+def test_who_is_asked_does_not_outlive_a_failure() -> None:
+    """Without descriptors for the second question the first is not left running."""
+
+    def body() -> None:
+        used = max(map(int, os.listdir("/proc/self/fd")))
+        # The image, one pipe whose writing end is closed again, and one end of the next.
+        linux.close_range(3, used)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (6, 6))
+        with pytest.raises(OSError) as caught:
+            ask([b"sleep", b"600"], [b"sleep", b"600"])
+        assert caught.value.errno == errno.EMFILE and no_child()
+
+    assert code(forked(body)) == 0
+
+
+def test_who_does_not_answer_in_time_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it is silent with its streams open, or closed; and one that never stops talking has its answer cut."""
+    monkeypatch.setattr(_child, "ANSWER_SECONDS", 0.3)
+
+    def body() -> None:
+        assert ask([b"sleep", b"600"]) == [(signal.SIGKILL, b"")]
+        [(status, output)] = ask([b"yes"], image="/usr/bin/yes")
+        assert os.WIFSIGNALED(status) and _child.ANSWER_LIMIT <= len(output) < 2 * _child.ANSWER_LIMIT
+        assert no_child()
+
+    assert code(forked(body)) == 0
+
+
+def test_whom_the_kernel_reaps_cannot_be_asked() -> None:
+    """That is why the child does not ignore SIGCHLD; no answer is made up."""
+
+    def body() -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        with pytest.raises(ChildProcessError):
+            ask([b"sleep", b"0"])
+
+    assert code(forked(body)) == 0
+
+
+# ---- its parent ----
+
+
+def test_no_interpreter_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that embeds Python need not have one; the error says what is missing."""
+    monkeypatch.setattr(supervisor.sys, "executable", "")
+    with pytest.raises(StepFailed, match="no child process") as caught:
+        Supervisor.start({}, fresh=True)
+    assert "no Python interpreter" in str(caught.value.observed)
+
+
+def test_a_word_that_is_too_long() -> None:
+    """What does not fit into a packet is an error: the child, which hears nothing, would be waited for."""
+    child = Supervisor()
+    child._ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with pytest.raises(StepFailed, match="cannot be told") as caught:
+        child.tell("exec", [b"x" * (64 << 20)], {})
+    assert caught.value.errno == errno.EMSGSIZE
+    child.end()
+
+
+def test_a_child_that_is_gone() -> None:
+    """Somebody else has waited for it: nothing is known of it, and ending it again reaches nobody."""
+    with sleeping() as child:
+        assert child.name() and child.namespace("mnt") == os.readlink("/proc/self/ns/mnt")
+        assert child.exit_status() is None
+        os.kill(child.pid, signal.SIGKILL)
+        os.waitpid(child.pid, 0)
+        assert (child.name(), child.namespace("mnt"), child.executable()) == (None, None, None)
+        assert (child.exit_status(), child.await_exit_status()) == (None, None)
+
+
+def test_a_number_is_not_killed_when_its_process_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be another process's by now. Where only pidfds cannot be used any more, it still is the child's."""
+    killed: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "kill", lambda pid, _: killed.append(pid))
+        child = supervised(forked(lambda: 0))
+        os.waitpid(child.pid, 0)
+        child.end()
+    assert killed == []
+    child = supervised(pid := forked(signal.pause))
+
+    def denied(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "a filter that came later")
+
+    monkeypatch.setattr(signal, "pidfd_send_signal", denied)
+    child.end()
+    with pytest.raises(ChildProcessError):
+        os.waitpid(pid, 0)
+
+
+def test_a_child_that_ends_before_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reaped by the kernel right after its pidfd was made: its end is told later, by its silence."""
+    child = Supervisor()
+    child.pid = forked(signal.pause)
+    send = signal.pidfd_send_signal
+
+    def after_its_end(pidfd: int, number: int) -> None:
+        os.kill(child.pid, signal.SIGKILL)
+        os.waitpid(child.pid, 0)
+        send(pidfd, number)
+
+    monkeypatch.setattr(signal, "pidfd_send_signal", after_its_end)
+    child._open_pidfd()
+    assert child.pidfd >= 0 and child.exit_status() is None
+    monkeypatch.undo()
+    child.end()
+
+
+@pytest.mark.parametrize(("end", "ran"), [(lambda: 3, True), (lambda: os.kill(os.getpid(), signal.SIGKILL), False)])
+@pytest.mark.parametrize("reaped", [False, True])
+def test_how_a_nameless_process_ended_says_whether_it_was_a_program(
+    end: Callable[[], object], ran: bool, reaped: bool
+) -> None:
+    """Only what it executed can have exited; a signal may have come before. Where none can tell, it did not."""
+    child = supervised(forked(end))
+    status = child.await_exit_status()
+    if reaped:
+        os.waitpid(child.pid, 0)
+        ran = ran and linux.pidfd_exit_status(child.pidfd) is not None
+        status = None
+    assert _ended_as_a_program(child, status, named=False) is ran
+    child.end()
+
+
+# ---- the attendant ----
+
+
+def test_an_attendant_whose_owner_is_gone_ends_the_sandbox() -> None:
+    """It knows by its parent's number, and says nothing: `boss` may be anyone by then."""
+    with pair() as (ours, theirs):
+
+        def body() -> None:
+            _attendant.start(theirs.fileno(), 1, theirs.fileno(), {})
+            signal.pause()  # until the attendant ends it
+
+        assert code(forked(body)) == -signal.SIGKILL
+        _, status = os.waitpid(-1, 0)  # the attendant is its sibling
+        assert os.waitstatus_to_exitcode(status) == 0
+        theirs.close()
+        assert ours.recv(1) == b""
+
+
+class Commands:
+    """An attendant's side of its link, in this process."""
+
+    def __init__(self, theirs: socket.socket) -> None:
+        self.theirs, self.commands = theirs, dict[int, tuple[int, int]]()
+        self.poll, self.watch = select.poll(), _attendant.Watch(os.getpid())
+
+    def take(self, image: int) -> bool:
+        return _attendant._command(self.theirs, image, {}, self.commands, self.poll, self.watch)
+
+
+def start(ours: socket.socket, *argv: bytes, output: int | None = None) -> int:
+    """Ask for a command; its channel."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    given = [writer, null, null if output is None else output, null]
+    socket.send_fds(ours, [marshal.dumps(("start", list(argv), False))], given)
+    os.close(writer)
+    os.close(null)
+    return reader
+
+
+def test_a_command_that_cannot_be_executed() -> None:
+    """It ends with the code that says so."""
+
+    def body() -> None:
+        with pair() as (ours, theirs):
+            it = Commands(theirs)
+            start(ours, b"x")
+            assert it.take(os.memfd_create("no program"))
+            [(pid, _)] = it.commands.values()
+            assert code(pid) == 125
+
+    assert code(forked(body)) == 0
+
+
+def test_a_command_that_cannot_be_watched_is_not_started() -> None:
+    """Without a descriptor for its pidfd it is ended; its channel closes without a status."""
+
+    def body() -> None:
+        linux.close_range(3, 0x7FFFFFFF)
+        with pair() as (ours, theirs):
+            it = Commands(theirs)
+            reader, image = start(ours, b"sleep", b"600"), os.open("/bin/sleep", os.O_RDONLY)
+            held = sorted(map(int, os.listdir("/proc/self/fd")))[:-1]  # the last is the listing's own
+            low = held[-1] + 1
+            assert held == list(range(low))
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (low + 4, hard))  # for the channel, 0, 1 and 2
+            assert it.take(image) and not it.commands and no_child()
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            assert os.read(reader, 1) == b"" and sorted(map(int, os.listdir("/proc/self/fd")))[:-1] == held
+
+    assert code(forked(body)) == 0
+
+
+def test_a_guest_whose_memory_cannot_be_seen_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rather no guest than one that nobody watches; a cgroup that is gone has killed nobody."""
+    watch = _attendant.Watch(os.getpid())
+    watch.begin({"memory": 1 << 50, "oom": "/no/such/memory.events"})
+    assert watch.met() == ""
+    monkeypatch.setattr(_attendant, "BLIND", -1.0)
+    watch.begin({"memory": 1 << 50})
+    assert watch.met() == "memory"
+
+
+def test_nobody_waits_for_a_command() -> None:
+    """A command whose reader hangs up is killed, and the attendant, who has nobody to tell, goes on."""
+    with pair() as (ours, theirs):
+        image = os.open("/bin/sleep", os.O_RDONLY | os.O_CLOEXEC)
+
+        def body() -> None:
+            ours.close()
+            _attendant.start(theirs.fileno(), os.getppid(), image, {})
+            signal.pause()
+
+        sandbox = forked(body)
+        attendant = _attendant.HELLO.unpack(ours.recv(_attendant.HELLO.size))[0]
+        output, theirs_too = os.pipe2(os.O_CLOEXEC)
+        beside = start(ours, b"sleep", b"600")
+        unread, last = start(ours, b"sleep", b"600", output=theirs_too), start(ours, b"sleep", b"0")
+        os.close(theirs_too)
+        assert os.waitstatus_to_exitcode(*_attendant.STATUS.unpack(os.read(last, _attendant.STATUS.size))) == 0
+        os.close(unread)
+        assert os.read(output, 1) == b""  # the command, who held the other end, is gone
+        another = start(ours, b"sleep", b"0")
+        assert len(os.read(another, _attendant.STATUS.size)) == _attendant.STATUS.size
+        ours.close()
+        assert (code(sandbox), code(attendant)) == (-signal.SIGKILL, 0)
+        for fd in (beside, last, output, another, image):
+            os.close(fd)
