@@ -120,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Print every operation of a launch with these arguments, in order. Nothing is executed or made.",
     )
     _add_launch(explain)
+    _add_limits(explain)
     explain.add_argument("--json", action="store_true", help="print one JSON object")
     explain.set_defaults(command=_explain)
     doctor = verbs.add_parser("doctor", help="what this host can do, why not, and how to mend it")
@@ -537,7 +538,7 @@ def _gc(given: argparse.Namespace) -> int:
 def _explain(given: argparse.Namespace) -> int:
     from nucleus_gvisor.runtime import explain
 
-    return explain.command(given, options_of(given), bundle_of(given))
+    return explain.command(given, options_of(given), bundle_of(given), limits_of(given))
 
 
 def _doctor(given: argparse.Namespace) -> int:

@@ -28,17 +28,26 @@ from nucleus_gvisor.model.errors import (
 )
 from nucleus_gvisor.model.states import LaunchState
 from nucleus_gvisor.model.table import CONFINE, FAILURES, ROWS, STAGE
-from nucleus_gvisor.runtime import _child, cleanup, doctor, runsc
+from nucleus_gvisor.runtime import _attendant, _child, cleanup, doctor, runsc
 from nucleus_gvisor.runtime.bundle import OciBundle
 from nucleus_gvisor.runtime.cleanup import Place, state_component
 from nucleus_gvisor.runtime.identity import Identity
 from nucleus_gvisor.runtime.launch import LIMITS, Launch
+from nucleus_gvisor.runtime.limits import Held, Limits
 from nucleus_gvisor.runtime.options import Confinement, Enforcement, GVisorOciRunOptions, Platform, Program, StageMethod
 from nucleus_gvisor.runtime.rehearsal import NOTHING, Fds, Rehearsal, flags_of
 from nucleus_gvisor.runtime.steps import confine, prepare, stage
 from nucleus_gvisor.runtime.supervisor import PATIENCE, Supervisor, threads
 
 STEPS = ("Resolve", "Prepare", "Stage", "Confine", "Exec", "Fail")
+WHO = {
+    "cgroup": "the kernel, in a cgroup that is made for the launch",
+    "watch": f"the attendant, who looks every {_attendant.GLANCE} s and ends the sandbox",
+    "affinity": "the kernel: the child is bound to so many processors",
+    "rlimit": "the kernel, by RLIMIT_NPROC in the sandbox's user namespace",
+    "none": "nobody can here",
+}
+"""Who enforces a limit, in the words of `limits`."""
 ASKED = "PLATFORM"
 """Stands in the argument vector for what only the sealed binary can say."""
 
@@ -59,11 +68,11 @@ class Operation:
         return {"step": self.step, "call": self.call, "detail": self.detail, "why": self.why, "refused": self.refused}
 
 
-def command(given: argparse.Namespace, options: GVisorOciRunOptions, bundle: OciBundle | Path) -> int:
+def command(given: argparse.Namespace, options: GVisorOciRunOptions, bundle: OciBundle | Path, limits: Limits) -> int:
     """Print the plan of the launch that `run` would make of the same arguments; 1 when it would be refused."""
     container = given.id if given.id is not None else secrets.token_hex(16)
     path = None if given.runsc is None else os.fsencode(given.runsc)
-    operations = plan(container, bundle, options, runsc_path=path)
+    operations = plan(container, bundle, options, runsc_path=path, limits=limits)
     refused = any(operation.refused for operation in operations)
     if given.json:
         steps = {step: {"transition": text, "failures": causes} for step, (text, causes) in _transitions().items()}
@@ -80,6 +89,7 @@ def plan(
     options: GVisorOciRunOptions,
     *,
     runsc_path: bytes | None = None,
+    limits: Limits | None = None,
 ) -> list[Operation]:
     """Every operation of the launch, in order; nothing is made and nothing executed.
 
@@ -91,7 +101,8 @@ def plan(
     except OSError as error:  # the working directory is gone
         refusal = BadPath("cannot be looked at", step="Resolve", path=runsc_path, observed=error.strerror)
         return [_refusal("Resolve", refusal)]
-    return _Dry(container_id, bundle, options, runsc_path=path, die_with_parent=True).told()
+    held = None if limits is None or not limits.asked else Held(limits, limits.watched)
+    return _Dry(container_id, bundle, options, runsc_path=path, die_with_parent=True, limits=held).told()
 
 
 def _refusal(step: str, error: LaunchError) -> Operation:
@@ -389,10 +400,22 @@ class _Dry(Launch):
             f"the child's pid and start time to the lock of {self.container_id}",
             "the lock outlives the launcher",
         )
+        if self.limits is not None:
+            self._tell_limits(self.limits)
         self._say("send", "exec, argv and environment, to the child")
         for call, detail, why in self._child_calls:
             self._say(call, detail, why)
         self._say("stat", "/proc/CHILD/exe is the staged inode", "after the link's end of file, which is close-on-exec")
+
+    def _tell_limits(self, held: Held) -> None:
+        if held.attended:
+            self._say(
+                "clone", "the attendant, beside the child", "it watches what no kernel enforces, and who is killed"
+            )
+        achieved = held.foreseen()
+        for name, how in achieved.items():
+            self._say("limit", f"{name} {getattr(held.limits, name)}: {how}", WHO[how])
+        held.require(achieved)
 
     # ---- Fail, and afterwards ----
 

@@ -23,7 +23,7 @@ import os
 import resource
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -218,8 +218,18 @@ class Held:
             self._of.clear()  # what was made is listed, and is removed afterwards
         for name in self.limits.asked:
             self.achieved[name] = "cgroup" if name in self._of else self._otherwise(name, pid, platform)
-        if self.limits.enforcement is Enforcement.REQUIRED and "none" in self.achieved.values():
-            lacking = [name for name, how in self.achieved.items() if how == "none"]
+        self.require(self.achieved)
+        return self.achieved
+
+    def foreseen(self) -> dict[str, str]:
+        """Limit -> who would enforce it, or how none would, as far as that can be seen; nothing is made."""
+        places = _places(tuple(name for name in self.limits.asked if name in _CONTROLLERS))
+        return {name: "cgroup" if name in places else self._next_best(name) for name in self.limits.asked}
+
+    def require(self, achieved: Mapping[str, str]) -> None:
+        """LimitUnavailable when one has nobody to enforce it, and that was not left open."""
+        lacking = [name for name, how in achieved.items() if how == "none"]
+        if lacking and self.limits.enforcement is Enforcement.REQUIRED:
             raise LimitUnavailable(
                 "a limit cannot be enforced here",
                 step="Exec",
@@ -227,7 +237,6 @@ class Held:
                 expected="a writable cgroup with that controller",
                 hint="run under `systemd-run --user --scope -p Delegate=yes`, or leave it to limits: best_effort",
             )
-        return self.achieved
 
     def _make(self, places: dict[str, _Place], directory: int) -> None:
         name = PREFIX + secrets.token_hex(12)
@@ -272,21 +281,27 @@ class Held:
         base, each = PIDS.get(platform, PIDS["ptrace"])
         return base + each * (self.limits.pids or 0)
 
+    def _next_best(self, limit: str) -> str:
+        """Who can enforce a limit without a cgroup."""
+        if limit in (MEMORY, LIFETIME) and self.attended:
+            return "watch"
+        if limit == CPUS and float(self.limits.cpus or 0).is_integer():
+            return "affinity"
+        # The kernel counts none of its root's processes, whatever namespace they are in (fork in kernel/fork.c).
+        return "rlimit" if limit == PIDS_LIMIT and _host_uid() else "none"
+
     def _otherwise(self, limit: str, pid: int, platform: str) -> str:
-        """How a limit is enforced without a cgroup."""
+        """Enforce a limit without a cgroup; who does."""
+        how = self._next_best(limit)
         with suppress(OSError, ValueError):
-            if limit in (MEMORY, LIFETIME) and self.attended:
-                return "watch"
-            if limit == CPUS and float(self.limits.cpus or 0).is_integer():
+            if how == "affinity":
                 mine = sorted(os.sched_getaffinity(0))
                 count = int(self.limits.cpus or 0)
                 start = secrets.randbelow(len(mine))
                 os.sched_setaffinity(pid, {mine[(start + n) % len(mine)] for n in range(min(count, len(mine)))})
-                return "affinity"
-            # The kernel counts none of its root's processes, whatever namespace they are in (fork in kernel/fork.c).
-            if limit == PIDS_LIMIT and _host_uid():
+            elif how == "rlimit":
                 resource.prlimit(pid, resource.RLIMIT_NPROC, (self._threads(platform),) * 2)
-                return "rlimit"
+            return how
         return "none"
 
     @property

@@ -466,6 +466,35 @@ def test_kvm_is_looked_at(modes: dict[str, Mode]) -> None:
         assert told[at + 1]["why"].startswith("Unsupported") and "/dev/kvm" in told[at + 1]["detail"]
 
 
+@pytest.mark.parametrize("limits", ["required", "best_effort"])
+def test_limits_are_told_with_who_enforces_them(mode: Mode, limits: str) -> None:
+    """As a launch of the same caller then has it; what nobody would enforce is refused in Exec, or gone without."""
+    asked = ["--memory", "200M", "--cpus", "1", "--pids", "50", "--limits", limits, "--", "true"]
+    before = listing(mode.base)
+    done = mode.cli("explain", "--json", *asked)
+    operations = json.loads(done.stdout)["operations"]
+    assert listing(mode.base) == before
+    told = [o["detail"] for o in operations if o["call"] == "limit"]
+    assert {o["step"] for o in operations if o["call"] == "limit"} == {"Exec"}
+    launch = json.loads(mode.cli("run", "--json", *asked).stdout)
+    assert (done.returncode == 0) == (launch["error"] is None)
+    if launch["error"] is None:
+        values = {"memory": 200 << 20, "cpus": 1.0, "pids": 50}
+        assert told == [f"{name} {values[name]}: {who}" for name, who in launch["limits"].items()]
+
+
+def test_a_limit_that_nobody_would_enforce(modes: dict[str, Mode]) -> None:
+    """Half a processor wants a cgroup, which an ordinary user has no place for: refused, or gone without."""
+    mode = modes["user"]
+    told = explained(mode, "--cpus", "0.5", "--limits", "best_effort", "--", "true")
+    (how,) = [o["detail"] for o in told if o["call"] == "limit"]
+    if how == "cpus 0.5: none":
+        (refusal,) = [o for o in explained(mode, "--cpus", "0.5", "--", "true", code=1) if o["refused"]]
+        assert (refusal["step"], refusal["why"].split(",")[0]) == ("Exec", "LimitUnavailable")
+    else:
+        assert how == "cpus 0.5: cgroup"
+
+
 def test_without_a_standard_output(modes: dict[str, Mode]) -> None:
     """The exit code still tells."""
     mode = modes["user"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nucleus_gvisor.runtime import RunscFailed, Sandbox, SandboxGone, attendant
+from nucleus_gvisor.runtime import RunscFailed, Sandbox, SandboxGone, _attendant, attendant
 from nucleus_gvisor.runtime.attendant import Attendant, Command
 from tests.e2e import launching
 
@@ -20,7 +20,7 @@ def test_a_command_that_has_not_ended() -> None:
     command = Command(reader)
     try:
         assert not command.ended(time.monotonic())
-        os.write(writer, attendant._attendant.STATUS.pack(7 << 8))
+        os.write(writer, _attendant.STATUS.pack(7 << 8))
         assert (command.ended(time.monotonic()), command.returncode) == (True, 7)
     finally:
         os.close(writer)
