@@ -1,0 +1,285 @@
+"""Sandboxes whose runsc hangs, dies or is interrupted: what was asked for ends, and says how."""
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from nucleus_gvisor.runtime import (
+    AsyncSandbox,
+    NotFound,
+    RunscFailed,
+    Sandbox,
+    SandboxGone,
+    StartFailed,
+    TimeoutExpired,
+    aio,
+    arun,
+    run,
+)
+from nucleus_gvisor.runtime import sandbox as module
+from tests.e2e import launching
+from tests.e2e.launching import Caller
+from tests.sandbox.conftest import MakeSandbox, Options
+
+pytestmark = pytest.mark.real
+
+FORKED = """
+import os, sys
+from nucleus_gvisor.runtime import Sandbox
+box = Sandbox(runsc=sys.argv[1], pin=sys.argv[2] or None)
+if os.fork() == 0:
+    sys.exit()
+os.wait()
+print(box.exec("echo", "alive").stdout, end="")
+box.close()
+"""
+AT_EXIT = """
+import asyncio, atexit, sys
+from nucleus_gvisor.runtime import AsyncSandbox
+async def begin():
+    return await AsyncSandbox(runsc=sys.argv[1], pin=sys.argv[2] or None)
+def end():
+    asyncio.run(box.close())
+    print(box.closed)
+box = asyncio.run(begin())
+atexit.register(end)
+"""
+
+
+def freeze(pid: int) -> None:
+    """Stop all the sandbox's processes but the supervisor, as a host without time for them does."""
+    for below in launching.descendants(pid):
+        os.kill(below, signal.SIGSTOP)
+
+
+def client() -> int:
+    """The one `runsc exec` that runs for us."""
+    found = []
+    for pid in launching.descendants(os.getpid()):
+        try:
+            if b"--internal-pid-file" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                found.append(pid)
+        except OSError:
+            continue  # the attendant, which nobody may look into, or one that has ended
+    (pid,) = found
+    return pid
+
+
+# ---- the start ----
+
+
+def test_a_guest_that_does_not_start_in_time(new_options: Options, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is given up, run or restored, and nothing of it is left."""
+    with Sandbox(**new_options) as box:
+        box.checkpoint(base / "image")
+    monkeypatch.setattr(module, "PATIENCE", 0.0)
+    with pytest.raises(StartFailed, match="did not start within 0 s"):
+        Sandbox(**new_options)
+    with pytest.raises(StartFailed, match="was not restored within 0 s"):
+        Sandbox.restore(base / "image", **new_options)
+
+
+def test_a_run_that_is_watched_and_does_not_start(new_options: Options) -> None:
+    """Its attendant goes with it."""
+    with pytest.raises(NotFound):
+        run(["true"], lifetime=10, **(new_options | {"runsc": "/no/runsc"}))
+
+
+# ---- a command that does not start ----
+
+
+def test_a_command_that_is_not_heard_of(new_options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may run or not: the sandbox ends, in time."""
+    with Sandbox(**new_options) as box:
+        freeze(box.pid)
+        monkeypatch.setattr(module, "PATIENCE", 0.5)
+        with pytest.raises(TimeoutExpired):
+            box.exec("true", timeout=0.1)
+        assert box.wait(timeout=30) == -signal.SIGKILL
+
+
+def test_interrupted_while_a_command_starts(new_options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interrupt is raised, and the command is not left to start later."""
+
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "TREE_PATIENCE", 0.5)
+    with Sandbox(**new_options) as box:
+        freeze(box.pid)
+        before = signal.signal(signal.SIGALRM, interrupt)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            with pytest.raises(KeyboardInterrupt):
+                box.exec("true")
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        assert box.wait(timeout=30) == -signal.SIGKILL
+
+
+def test_a_sandbox_that_ends_while_a_command_starts(new_options: Options) -> None:
+    """The sandbox is what is gone, not the program."""
+    with Sandbox(**new_options) as box:
+        freeze(box.pid)
+        killer = threading.Timer(0.3, box.kill)
+        killer.start()
+        with pytest.raises(SandboxGone):
+            box.exec("no-such-program")
+        killer.join()
+
+
+def test_asynchronous_commands_that_do_not_start(new_options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same on a loop, late and cancelled."""
+    monkeypatch.setattr(aio, "PATIENCE", 0.5)
+    monkeypatch.setattr(module, "TREE_PATIENCE", 0.5)
+
+    async def body() -> None:
+        async with AsyncSandbox(**new_options) as box:
+            freeze(box.pid)
+            with pytest.raises(TimeoutExpired):
+                await box.exec("true", timeout=0.1)
+            assert await box.wait() == -signal.SIGKILL
+        async with AsyncSandbox(**new_options) as box:
+            freeze(box.pid)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    await box.exec("true")
+            assert await box.wait() == -signal.SIGKILL
+
+    asyncio.run(body())
+
+
+# ---- a command that runs ----
+
+
+def test_a_client_that_is_killed(box: Sandbox) -> None:
+    """The code of the command is lost with it, and nobody makes one up."""
+    process = box.popen(["sleep", "60"])
+    os.kill(client(), signal.SIGKILL)
+    with pytest.raises(SandboxGone, match="was killed"):
+        process.wait(timeout=30)
+
+
+def test_a_client_that_hangs(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command whose end is not heard of ends with the whole sandbox."""
+    monkeypatch.setattr(module, "PATIENCE", 0.5)
+    process = box.popen(["sleep", "60"])
+    os.kill(client(), signal.SIGSTOP)
+    process.kill()
+    assert process.returncode == 137
+    assert box.closed
+
+
+def test_a_signal_that_there_is_not(box: Sandbox) -> None:
+    """runsc's answer, as long as the command runs; and the command goes on."""
+    with box.popen(["sleep", "60"]) as process:
+        with pytest.raises(RunscFailed):
+            process.send_signal(999)
+        assert repr(process) == f"<GuestProcess ['sleep', '60'] pid={process.pid} returncode=None>"
+        process.kill()
+
+
+def test_a_copy_that_is_killed(box: Sandbox) -> None:
+    """It has no errno, and no data."""
+    box.exec("mkfifo", "/tmp/fifo")
+
+    def kill() -> None:
+        deadline = time.monotonic() + 30
+        while len(box.ps()) < 2 and time.monotonic() < deadline:
+            pass
+        box.signal(signal.SIGKILL, box.ps()[-1].pid)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(RunscFailed, match="copying /tmp/fifo was ended with 137"):
+        box.read_file("/tmp/fifo")
+    killer.join()
+
+
+def test_no_limit_is_blamed_that_was_not_met(make: MakeSandbox) -> None:
+    """A sandbox that was killed is gone, whatever it was limited to."""
+    box = make(lifetime=600)
+    box.kill()
+    box.wait(timeout=30)
+    with pytest.raises(SandboxGone) as gone:
+        box.exec("true")
+    assert type(gone.value) is SandboxGone
+
+
+def test_a_fork_of_the_owner_that_exits_leaves_it(first: Caller) -> None:
+    """What it drops at its exit is not its own."""
+    done = first.script(FORKED)
+    assert done.stdout == "alive\n", done.stderr
+
+
+# ---- asyncio ----
+
+
+def test_closed_when_the_interpreter_ends(first: Caller) -> None:
+    """No thread can be started any more, and the sandbox ends all the same."""
+    done = first.script(AT_EXIT)
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
+def test_an_asynchronous_sandbox_tells_of_itself(new_options: Options) -> None:
+    """What `Sandbox` says, and what becomes of a command when it is killed."""
+
+    async def body() -> None:
+        async with AsyncSandbox(sandbox_id="named", lifetime=600, **new_options) as box:
+            assert (box.id, box.achieved_limits, box.record.states[-1]) == ("named", {"lifetime": "watch"}, "Exec'd")
+            assert repr(box) == f"<AsyncSandbox <Sandbox named pid={box.pid}>>"
+            process = await box.popen(["sleep", "60"])
+            assert repr(process) == f"<AsyncGuestProcess ['sleep', '60'] pid={process.pid} returncode=None>"
+            await process.terminate()
+            assert await process.wait() == 143
+            asyncio.get_running_loop().call_later(1, box.kill)
+            with pytest.raises(SandboxGone) as gone:
+                await box.exec("sh", "-c", "echo begun; sleep 60")
+            assert gone.value.stdout == "begun\n"
+
+    asyncio.run(body())
+
+
+def test_a_file_that_takes_no_output(new_options: Options, base: Path) -> None:
+    """The host's own error is raised, once the guest has ended."""
+    (base / "file").touch()
+    with (base / "file").open("rb") as unwritable:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            run(["echo", "x"], stdout=unwritable, **new_options)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            asyncio.run(arun(["echo", "x"], stdout=unwritable, **new_options))
+
+
+def test_cancelled_work_that_fails_or_never_began() -> None:
+    """A cancellation is all that is raised; work that no thread had begun is not begun."""
+    free, begun = threading.Event(), []
+
+    def fail() -> NoReturn:
+        begun.append("fail")
+        free.wait(30)
+        raise ZeroDivisionError
+
+    async def body() -> None:
+        workers = aio._pool._max_workers
+        tasks = [asyncio.create_task(aio._call(fail)) for _ in range(workers)]
+        while len(begun) < workers:
+            await asyncio.sleep(0.01)
+        late = asyncio.create_task(aio._call(lambda: begun.append("late")))
+        await asyncio.sleep(0)
+        late.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await late
+        tasks[0].cancel()
+        await asyncio.sleep(0)
+        free.set()
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(end) for end in ends] == [asyncio.CancelledError] + [ZeroDivisionError] * (workers - 1)
+
+    asyncio.run(body())
+    assert set(begun) == {"fail"}
