@@ -141,6 +141,16 @@ def test_in_place_as_the_reference_has_it(first: Caller, form: str) -> None:
     assert argv[argv.index("--platform") + 1] == ("systrap" if form == "defaults" else "ptrace")
 
 
+IN_PLACE_WITH_NETWORK = IN_PLACE.replace("=Platform.AUTO", "=Platform.AUTO, network_mode='sandbox'")
+
+
+def test_in_place_with_a_network_of_its_own(newer: Caller) -> None:
+    """The namespace that was made for the launch is entered with the others: there is a loopback, and nothing else."""
+    script = "tail -n +3 /proc/net/dev | cut -d: -f1; exit 44"
+    done = newer.script(IN_PLACE_WITH_NETWORK, script)
+    assert (done.returncode, done.stdout.split()) == (44, ["lo"]), done.stderr
+
+
 IN_PLACE_REFUSED = """
 import os, pathlib, sys
 from nucleus_gvisor.model.errors import LaunchError

@@ -75,6 +75,14 @@ def test_a_child_whose_parent_is_gone_ends() -> None:
         assert ours.recv(1) == b""
 
 
+def test_a_child_whose_parent_hangs_up_executes_nothing() -> None:
+    """The end of the link is no word."""
+    with pair() as (ours, theirs):
+        pid = forked(lambda: (ours.close(), _child._obey(theirs.fileno(), -1, {}))[1])
+        ours.close()
+        assert code(pid) == 0
+
+
 def in_new_mounts(then: Callable[[], None]) -> None:
     """Run `then` in a private mount namespace that is not locked."""
     if _child.privileged():

@@ -338,6 +338,15 @@ def test_file_errors_are_the_guests(box: Sandbox, base: Path) -> None:
 # ---- the sandbox as a whole ----
 
 
+def test_unconfined_on_request(new_options: Options) -> None:
+    """Without a private tmpfs our programs for the guest lie in the launch's own directory, and work from there."""
+    with Sandbox(enforcement="off", **new_options) as box:
+        assert (box.achieved, box.exec("echo", "x").stdout) == ("none", "x\n")
+        with box.popen(["sleep", "60"]) as process:
+            process.kill()
+            assert process.returncode == 137
+
+
 def test_ps_and_signals(box: Sandbox) -> None:
     """Each process has its numbers, and can be signalled by them; a name cannot pass for the init."""
     with box.popen(["sleep", "60"], user=5) as process:
