@@ -18,7 +18,7 @@ KNOWN_RESTORE = 20240729
 """The oldest release that was seen to restore in a locked user namespace. No release restores with `--rootless`, and
 without it 20221219 runs its sandbox as nobody again."""
 KNOWN_LEAVE_RUNNING = 20240729
-"""The oldest release that was seen to go on after a checkpoint; 20221219 ends the sandbox and restores another."""
+"""The oldest release that was seen to let a sandbox go on after a checkpoint; 20221219 ends it and restores another."""
 VERBS = (b"run", b"restore")
 """What a launch has runsc do."""
 

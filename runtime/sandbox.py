@@ -819,22 +819,33 @@ class Sandbox:
 
         The directory is made, or is an empty one of the caller's: FileExistsError otherwise. Untrusted where others
         could change it. RunscFailed while a command runs (its streams are the host's, which no image can hold; what it
-        left behind must not have them either), and when runsc fails. Then nothing of the image is left. What is mounted
-        from the host is not in it, and `network="host"` cannot be kept.
+        left behind must not have them either), with releases before 2024, and when runsc fails. Then nothing of the
+        image is left, and the sandbox goes on. What is mounted from the host is not in it, and `network="host"` cannot
+        be kept.
         """
-        how = ["--leave-running"] if leave_running else []
         release = self._process.release
-        if leave_running and release is not None and (release.date or 0) < runsc.KNOWN_LEAVE_RUNNING:
-            raise RunscFailed(f"runsc checkpoint: release {release.version} leaves nothing running")
+        if release is None or (release.date or 0) < runsc.KNOWN_LEAVE_RUNNING:
+            raise RunscFailed(f"runsc checkpoint: no image of this release can be restored: {release and release.text}")
         if self._running():
             raise RunscFailed("runsc checkpoint: a command runs, and its streams cannot be kept")
-        with image.made(directory) as path:
-            fd = image.opened(path, alone=self.achieved == Confinement.MOUNT_LOCKED)
-            try:
-                argv = self._command("checkpoint", "--image-path", "/proc/self/fd/3", *how)
-                self._ask_exactly("checkpoint", argv, CHECKPOINT_PATIENCE, fd)
-            finally:
-                os.close(fd)
+        # Left to itself runsc ends the sandbox, and with it the attendant and this command, before anybody has heard
+        # whether the image is whole. So it is left running, but does nothing any more.
+        stop = not leave_running and not self._paused
+        if stop:
+            self.pause()
+        try:
+            with image.made(directory) as path:
+                fd = image.opened(path, alone=self.achieved == Confinement.MOUNT_LOCKED)
+                try:
+                    argv = self._command("checkpoint", "--leave-running", "--image-path", "/proc/self/fd/3")
+                    self._ask_exactly("checkpoint", argv, CHECKPOINT_PATIENCE, fd)
+                finally:
+                    os.close(fd)
+        except BaseException:
+            if stop:
+                with suppress(RunscFailed, SandboxGone):  # the first error counts
+                    self.resume()
+            raise
         if not leave_running:
             self._process.end()
 

@@ -47,7 +47,7 @@ while True:
 SERVICE = ("/bin/sh", "-c", f"exec python3 -c '{COUNTER}' >/tmp/count")
 AS_CALLER = f"""
 import os, sys
-from nucleus_gvisor.runtime import Sandbox, Unsupported
+from nucleus_gvisor.runtime import RunscFailed, Sandbox, Unsupported
 options = dict(runsc=sys.argv[1], pin=sys.argv[2] or None, service={SERVICE!r})
 directory = os.path.join(os.environ["NUCLEUS_GVISOR_ARTIFACT_BASE"], "image")
 count = lambda box: int(box.read_file("/tmp/count").split()[-1])
@@ -55,8 +55,14 @@ with Sandbox(**options) as box:
     while not box.read_file("/tmp/count"):
         pass
     box.write_file("/tmp/x", "kept")
-    box.checkpoint(directory)
-    print(box.closed, os.listdir(directory), oct(os.stat(directory).st_mode & 0o777))
+    try:
+        box.checkpoint(directory)
+        print(box.closed, os.listdir(directory), oct(os.stat(directory).st_mode & 0o777))
+    except RunscFailed as error:
+        print(type(error).__name__, box.closed, os.path.exists(directory))
+        os.mkdir(directory, 0o700)
+        with open(os.path.join(directory, "checkpoint.img"), "x"):
+            pass
 try:
     with Sandbox.restore(directory, **options) as box:
         first = count(box)
@@ -92,22 +98,17 @@ def left_below(base: Path) -> list[str]:
 
 
 def test_each_kind_of_caller_with_each_release(caller: Caller, runsc_old: Path) -> None:
-    """A counter counts on in another sandbox; the older release refuses to restore before anything runs."""
+    """A counter counts on in another sandbox; with the older release a sandbox is not ended for an image in vain."""
     done = caller.script(AS_CALLER)
-    lines = done.stdout.splitlines()
-    assert lines[0] == "True ['checkpoint.img'] 0o700", done.stderr
     assert done.returncode == 0, done.stderr
+    kept = ["True ['checkpoint.img'] 0o700", "True b'kept' mount-locked", "['init', 'python3'] in"]
+    refused = ["RunscFailed False False", "Unsupported"]
+    assert done.stdout.splitlines() == (refused if caller.runsc == runsc_old else kept)
     records = sorted((caller.mode.base / "records").iterdir())
-    assert len(records) == 2
-    if caller.runsc == runsc_old:
-        assert lines[1:] == ["Unsupported"]
-        last = "Failed"
-    else:
-        assert lines[1:] == ["True b'kept' mount-locked", "['init', 'python3'] in"]
-        last = "Exec'd"
     judged = caller.mode.cli("audit", "verify", *records)
     assert judged.returncode == 0
-    assert sorted(re.findall(r"accepted, \d+ lines, ends in (\S+), complete", judged.stdout)) == ["Exec'd", last]
+    ends = re.findall(r"accepted, \d+ lines, ends in (\S+), complete", judged.stdout)
+    assert sorted(ends) == ["Exec'd", "Failed" if caller.runsc == runsc_old else "Exec'd"]
 
 
 def test_one_image_many_sandboxes(new_options: Options, base: Path) -> None:
@@ -275,15 +276,6 @@ def test_streams_that_were_left_behind(new_options: Options, base: Path) -> None
         Sandbox.restore(base / "image", **new_options)
     assert len(str(failed.value)) < 1000
     assert left_below(Path(new_options["runtime_dir"])) == []
-
-
-def test_the_older_release_leaves_nothing_running(runsc_old: Path, options: Options, base: Path) -> None:
-    """It would end this sandbox and begin another that nobody attends to."""
-    with Sandbox(**(options | {"runsc": runsc_old})) as box:
-        with pytest.raises(RunscFailed, match="leaves nothing running"):
-            box.checkpoint(base / "image", leave_running=True)
-        assert box.exec("true").returncode == 0
-        assert list(base.iterdir()) == []
 
 
 @pytest.mark.parametrize("alone", [True, False])
