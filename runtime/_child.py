@@ -478,7 +478,7 @@ def _hide_root_network_mark() -> None:
     The network namespace was made a moment ago by this process: it is not the host's.
     """
     core = b"/proc/sys/net/core"
-    if os.path.exists(core + b"/rmem_max"):  # pragma: no branch - kernels that show it to the first namespace alone
+    if os.path.exists(core + b"/rmem_max"):  # pragma: no branch - older kernels show it to the host alone
         onto = os.open(core, DIRECTORY)
         cover = linux.new_tmpfs(CLOSED | linux.MOUNT_ATTR_RDONLY, size="4k")
         linux.move_mount(cover, onto)

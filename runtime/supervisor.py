@@ -72,7 +72,7 @@ class Supervisor:
             ) from error
         finally:
             # Interrupted before it was in `main`, whose end is its own: never its caller's code.
-            if child.pid == 0:  # pragma: no cover - signals are blocked: no memory, between two lines
+            if child.pid == 0:  # pragma: no cover - the test that strikes every line takes the tracing from coverage
                 os._exit(_child.FAILED)
             child._unmask()
             for end in child._ends[1:]:

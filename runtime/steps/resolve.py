@@ -153,7 +153,7 @@ def judge(path: bytes, identity: Identity, *, pin: str | None, store: bool = Fal
     first = _open_judged(path, identity, pin is not None, system)
     # A Nix wrapper's target answers to the same rules; a wrapper's wrapper does not exist.
     opened = _open_judged(first, identity, pin is not None, system, wrapped=True) if isinstance(first, bytes) else first
-    if isinstance(opened, bytes):  # pragma: no cover - `wrapped` asks for no target; its type cannot say it
+    if isinstance(opened, bytes):  # pragma: no cover - with `wrapped` there is no target; the type cannot say it
         raise NotElf("a wrapper of a wrapper", step="Resolve", path=path)
     runsc, found = opened
     try:

@@ -7,6 +7,7 @@ import resource
 import select
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from nucleus_gvisor.model.errors import StepFailed
-from nucleus_gvisor.runtime import _attendant, _child, supervisor
+from nucleus_gvisor.runtime import _attendant, _child
 from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.steps.exec_ import _ended_as_a_program
 from nucleus_gvisor.runtime.supervisor import Supervisor
@@ -78,7 +79,12 @@ def test_a_child_whose_parent_is_gone_ends() -> None:
 def test_a_child_whose_parent_hangs_up_executes_nothing() -> None:
     """The end of the link is no word."""
     with pair() as (ours, theirs):
-        pid = forked(lambda: (ours.close(), _child._obey(theirs.fileno(), -1, {}))[1])
+
+        def body() -> None:
+            ours.close()
+            _child._obey(theirs.fileno(), -1, {})
+
+        pid = forked(body)
         ours.close()
         assert code(pid) == 0
 
@@ -188,7 +194,7 @@ def test_whom_the_kernel_reaps_cannot_be_asked() -> None:
 
 def test_no_interpreter_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """A program that embeds Python need not have one; the error says what is missing."""
-    monkeypatch.setattr(supervisor.sys, "executable", "")
+    monkeypatch.setattr(sys, "executable", "")
     with pytest.raises(StepFailed, match="no child process") as caught:
         Supervisor.start({}, fresh=True)
     assert "no Python interpreter" in str(caught.value.observed)
@@ -276,13 +282,15 @@ def test_an_attendant_whose_owner_is_gone_ends_the_sandbox() -> None:
     """It knows by its parent's number, and says nothing: `boss` may be anyone by then."""
     with pair() as (ours, theirs):
 
-        def body() -> None:
+        def sandbox() -> None:
             _attendant.start(theirs.fileno(), 1, theirs.fileno(), {})
             signal.pause()  # until the attendant ends it
 
-        assert code(forked(body)) == -signal.SIGKILL
-        _, status = os.waitpid(-1, 0)  # the attendant is its sibling
-        assert os.waitstatus_to_exitcode(status) == 0
+        def owner() -> None:
+            assert code(forked(sandbox)) == -signal.SIGKILL
+            assert code(-1) == 0  # the attendant, a child of the same parent
+
+        assert code(forked(owner)) == 0
         theirs.close()
         assert ours.recv(1) == b""
 
