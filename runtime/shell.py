@@ -26,11 +26,15 @@ def interact(process: GuestProcess, stdin: int = 0, stdout: int = 1) -> int:
     """
     before = termios.tcgetattr(stdin)
     handlers = {signal.SIGWINCH: lambda *_: _fit(process, stdin), signal.SIGTERM: _end, signal.SIGHUP: _end}
+    # A signal that comes after the interpreter has looked for one, and before poll(2) waits, would be handled at the
+    # next key only: so it is made something to wait for.
+    signalled, wakes = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    woken = signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
     handled = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         tty.setraw(stdin, termios.TCSANOW)
         _fit(process, stdin)  # it may have changed before we were told of changes
-        _relay(process, stdin, stdout)
+        _relay(process, stdin, stdout, signalled)
         return process.wait()
     except _Ended as end:
         process.kill()
@@ -40,6 +44,9 @@ def interact(process: GuestProcess, stdin: int = 0, stdout: int = 1) -> int:
             termios.tcsetattr(stdin, termios.TCSANOW, before)
         for number, handler in handled.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(woken)
+        os.close(signalled)
+        os.close(wakes)
 
 
 def _end(number: int, _: object) -> None:
@@ -51,7 +58,7 @@ def _fit(process: GuestProcess, terminal: int) -> None:
         process.resize(*termios.tcgetwinsize(terminal))
 
 
-def _relay(process: GuestProcess, stdin: int, stdout: int) -> None:
+def _relay(process: GuestProcess, stdin: int, stdout: int, signalled: int) -> None:
     """Copy both ways until the process has ended and what it wrote is shown."""
     assert process.terminal is not None
     guest, ended = process.terminal.fileno(), process.command.channel
@@ -59,10 +66,13 @@ def _relay(process: GuestProcess, stdin: int, stdout: int) -> None:
     typed = b""
     poll = select.poll()
     poll.register(ended, select.POLLIN)
+    poll.register(signalled, select.POLLIN)
     while True:
         poll.register(guest, select.POLLIN | (select.POLLOUT if typed else 0))
         poll.register(stdin, 0 if typed else select.POLLIN)
         ready = dict(poll.poll())
+        if signalled in ready:
+            _read(signalled)
         if stdin in ready and not typed:
             typed = _read(stdin)
             if not typed:
