@@ -50,9 +50,13 @@ import os, sys
 from nucleus_gvisor.runtime import RunscFailed, Sandbox, Unsupported
 options = dict(runsc=sys.argv[1], pin=sys.argv[2] or None, service={SERVICE!r})
 directory = os.path.join(os.environ["NUCLEUS_GVISOR_ARTIFACT_BASE"], "image")
-count = lambda box: int(box.read_file("/tmp/count").split()[-1])
+def count(box):
+    try:
+        return len(box.read_file("/tmp/count").split())
+    except FileNotFoundError:
+        return 0
 with Sandbox(**options) as box:
-    while not box.read_file("/tmp/count"):
+    while not count(box):
         pass
     box.write_file("/tmp/x", "kept")
     try:
@@ -78,7 +82,10 @@ except Unsupported as error:
 
 def counted(box: Sandbox) -> list[int]:
     """All that the service has counted."""
-    return [int(line) for line in box.read_file("/tmp/count").split()]
+    try:
+        return [int(line) for line in box.read_file("/tmp/count").split()]
+    except FileNotFoundError:  # it is about to begin
+        return []
 
 
 def goes_on(box: Sandbox) -> bool:
