@@ -129,7 +129,7 @@ class _Dry(Launch):
                 tell()
         except LaunchError as error:
             self._operations.append(_refusal(self._step, error))
-        except OSError as error:
+        except OSError as error:  # pragma: no cover - a disk that fails to read: all else is an error of its own
             failed = StepFailed("system call failed", step=self._step, observed=str(error))
             self._operations.append(_refusal(self._step, failed))
         finally:
