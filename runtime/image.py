@@ -1,7 +1,8 @@
 """Directories that hold a checkpoint: made for one, and judged before one is restored.
 
 An image is as good as the guest's memory: whoever writes it writes what the sentry reads back. So it lies where only
-the caller can write, and is judged again when it is used.
+the caller can write, and is judged again when it is used. A supervisor that was taken over may have written into it
+what it likes, as long as it lives: that gets it into another sentry, as confined as its own, and nowhere else.
 """
 
 import os
@@ -18,7 +19,7 @@ from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.bundle import HostPath
 from nucleus_gvisor.runtime.errors import RunscFailed
 from nucleus_gvisor.runtime.identity import Identity
-from nucleus_gvisor.runtime.paths import FileId, Walk, calls, described, file_id
+from nucleus_gvisor.runtime.paths import FileId, Walk, calls, described, file_id, remove_tree
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CLONE = """
@@ -55,14 +56,14 @@ def made(directory: HostPath) -> Iterator[str]:
             yield path
             _judge_files(fd, path)
         except BaseException:
-            for name in os.listdir(fd):  # runsc makes files alone
-                os.unlink(name, dir_fd=fd)
+            for name in os.listdir(fd):
+                remove_tree(fd, os.fsencode(name), lambda _: None)  # the first error counts
             raise
         finally:
             os.close(fd)
     except BaseException:
         if new:
-            with suppress(OSError):  # the first error counts
+            with suppress(OSError):
                 os.rmdir(path)
         raise
 

@@ -416,9 +416,9 @@ class Sandbox:
         if not readable(self._alive, time.monotonic() + PATIENCE):
             raise StartFailed(f"the guest did not start within {PATIENCE:g} s{self._said()}")
         if os.read(self._alive, 1) != guest.READY:
-            code = self._process.wait(PATIENCE)
-            if self._service and 0 < code < 128:
-                raise CannotExec(self._service, os.strerror(code).encode())
+            with suppress(TimeoutError, ChildProcessError):  # then nobody knows
+                if self._service and 0 < (code := self._process.wait(PATIENCE)) < 128:  # runsc's own failures have 128
+                    raise CannotExec(self._service, os.strerror(code).encode())
             raise StartFailed(f"runsc did not start the guest{self._said()}")
 
     def _await_answer(self) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from nucleus_gvisor.runtime import (
     AsyncSandbox,
+    BadPath,
     CannotExec,
     Error,
     GVisorOciRunOptions,
@@ -320,6 +321,20 @@ def test_rootless_restores_nothing(new_options: Options, base: Path) -> None:
             GVisorOciRunOptions(platform=Platform.AUTO, runsc_rootless=True, artifact_base=new_options["runtime_dir"]),
             checkpoint=base / "image",
         )
+
+
+def test_what_is_put_beside_an_image_goes_with_it(base: Path) -> None:
+    """Links and directories too, which a supervisor that was taken over can make; where a link leads is untouched."""
+    (base / "kept").mkdir()
+    (base / "kept/file").touch()
+    for name in ("new", "empty"):
+        with pytest.raises(Untrusted, match="not a file"), image.made(base / name) as path:
+            (Path(path) / "folder/below").mkdir(parents=True)
+            (Path(path) / "link").symlink_to("../kept")
+        (base / "empty").mkdir(exist_ok=True)
+    with pytest.raises(BadPath, match="not a checkpoint"), image.made(base / "new"):
+        pass
+    assert sorted(path.name for path in base.rglob("*")) == ["empty", "file", "kept"]
 
 
 # ---- the service ----
