@@ -191,10 +191,11 @@ def named(base: Path) -> Iterator[Callable[[str], subprocess.Popen[bytes]]]:
 
 def test_only_the_named_one_is_ended(base: Path, named: Callable[[str], subprocess.Popen[bytes]]) -> None:
     """Of several, and never a process that has only the number of the one that was listed."""
-    one, two = named("one"), named("two")
-    assert {found.id: found.pid for found in owner.running(base)} == {"one": one.pid, "two": two.pid}
-    assert owner.kill("two", base).pid == two.pid
-    assert (two.wait(), one.poll()) == (-signal.SIGKILL, None)
+    processes = {name: named(name) for name in ("one", "two")}
+    first, second = owner.running(base)
+    assert {found.id: found.pid for found in (first, second)} == {name: p.pid for name, p in processes.items()}
+    assert owner.kill(second.id, base).pid == second.pid
+    assert (processes[second.id].wait(), processes[first.id].poll()) == (-signal.SIGKILL, None)
 
 
 def test_a_number_that_was_given_again(
