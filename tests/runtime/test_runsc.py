@@ -279,3 +279,25 @@ def test_networks(release: Release, mode: str, rootless: bool, locked: bool, fin
         with pytest.raises(Unsupported) as caught:
             runsc.judge_network(release, options, locked=locked)
         assert caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["job-1", "run", "restore"])
+@pytest.mark.parametrize(("image", "words"), [(None, ["run"]), (b"/i", ["restore", "--image-path", "/i"])])
+def test_a_checkpoint_is_restored_in_place_of_a_run(image: bytes | None, words: list[str], name: str) -> None:
+    """Nothing else differs; and where the flags end is known, whatever the container is called."""
+    options = GVisorOciRunOptions()
+    command = runsc.run_arguments(name, b"/b", b"/r", options, platform="systrap", image=image)
+    flags = ["runsc", "--root", "/r", "--network", "none", "--platform", "systrap"]
+    assert [item.decode() for item in command] == [*flags, *words, "--bundle", "/b", name]
+    assert runsc.after_flags(command) == len(flags)
+
+
+def test_releases_that_cannot_restore() -> None:
+    """The older one in a locked user namespace, and any without root's ids."""
+    options = GVisorOciRunOptions()
+    runsc.judge_restore(NEW, options, locked=True)
+    runsc.judge_restore(OLD, options, locked=False)
+    with pytest.raises(Unsupported, match=r"20221219.*nobody.*release 20240729 or later"):
+        runsc.judge_restore(OLD, options, locked=True)
+    with pytest.raises(Unsupported, match="rootless"):
+        runsc.judge_restore(NEW, GVisorOciRunOptions(runsc_rootless=True), locked=False)

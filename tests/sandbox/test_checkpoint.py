@@ -154,8 +154,10 @@ def test_what_a_restored_sandbox_can_do(new_options: Options, base: Path) -> Non
         assert [process.command for process in box.ps()] == ["init"]
         with pytest.raises(OutOfMemory):
             box.exec("python3", "-c", "b'x' * (1 << 30)")
-    with Sandbox.restore(base / "image", **new_options, lifetime=3) as box, pytest.raises(LifetimeExpired):
-        box.exec("sleep", "60")
+    with Sandbox.restore(base / "image", **new_options, sandbox_id="run", lifetime=3) as box:
+        assert [process.command for process in box.ps()] == ["init"]
+        with pytest.raises(LifetimeExpired):
+            box.exec("sleep", "60")
 
 
 def test_asynchronous(new_options: Options, base: Path) -> None:
