@@ -28,7 +28,7 @@ from nucleus_gvisor.runtime.options import (
 )
 from nucleus_gvisor.runtime.request import user_of
 from nucleus_gvisor.runtime.sandbox import Sandbox, limited
-from nucleus_gvisor.runtime.streams import Relay, open_standard_descriptors
+from nucleus_gvisor.runtime.streams import Relay, handling, open_standard_descriptors
 
 OURS = 125
 """Exit code when the launch failed; the guest never ran."""
@@ -396,16 +396,12 @@ def _wait(process: SandboxProcess, relay: Relay, timeout: float | None) -> int:
     keyboard = signal.SIG_IGN if sys.stdin is not None and sys.stdin.isatty() else forward
     handlers = dict.fromkeys((signal.SIGINT, signal.SIGQUIT), keyboard)
     handlers |= dict.fromkeys((signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2), forward)
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        in_time = relay.run(process.pidfd, timeout)
+    with handling(handlers) as signalled:
+        in_time = relay.run(process.pidfd, timeout, signalled)
         if not in_time:
             process.kill()
         code = process.wait()
         relay.drain()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     for problem in process.problems:
         print(f"nucleus-gvisor: left behind: {problem}", file=sys.stderr)
     if relay.exceeded:

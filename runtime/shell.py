@@ -12,6 +12,7 @@ from contextlib import suppress
 
 from nucleus_gvisor.runtime.capture import CHUNK
 from nucleus_gvisor.runtime.sandbox import GuestProcess
+from nucleus_gvisor.runtime.streams import handling
 
 
 class _Ended(Exception):
@@ -26,27 +27,18 @@ def interact(process: GuestProcess, stdin: int = 0, stdout: int = 1) -> int:
     """
     before = termios.tcgetattr(stdin)
     handlers = {signal.SIGWINCH: lambda *_: _fit(process, stdin), signal.SIGTERM: _end, signal.SIGHUP: _end}
-    # A signal that comes after the interpreter has looked for one, and before poll(2) waits, would be handled at the
-    # next key only: so it is made something to wait for.
-    signalled, wakes = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    woken = signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
-    handled = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        tty.setraw(stdin, termios.TCSANOW)
-        _fit(process, stdin)  # it may have changed before we were told of changes
-        _relay(process, stdin, stdout, signalled)
-        return process.wait()
-    except _Ended as end:
-        process.kill()
-        return 128 + int(end.args[0])
-    finally:
-        with suppress(termios.error):  # the terminal may have gone
-            termios.tcsetattr(stdin, termios.TCSANOW, before)
-        for number, handler in handled.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(woken)
-        os.close(signalled)
-        os.close(wakes)
+    with handling(handlers) as signalled:
+        try:
+            tty.setraw(stdin, termios.TCSANOW)
+            _fit(process, stdin)  # it may have changed before we were told of changes
+            _relay(process, stdin, stdout, signalled)
+            return process.wait()
+        except _Ended as end:
+            process.kill()
+            return 128 + int(end.args[0])
+        finally:
+            with suppress(termios.error):  # the terminal may have gone
+                termios.tcsetattr(stdin, termios.TCSANOW, before)
 
 
 def _end(number: int, _: object) -> None:

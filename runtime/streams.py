@@ -7,8 +7,12 @@ overwrite each other, and a file that was read in part would be read again. Such
 import errno
 import os
 import select
+import signal
 import stat
 import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 from nucleus_gvisor.runtime import _linux as linux
 
@@ -25,6 +29,26 @@ def open_standard_descriptors() -> None:
                 raise
             # The lowest free number is what open answers.
             os.set_inheritable(os.open("/dev/null", os.O_RDWR), True)
+
+
+@contextmanager
+def handling(handlers: Mapping[signal.Signals, signal.Handlers | Callable[..., Any]]) -> Iterator[int]:
+    """Handle signals so, in the main thread; yields a descriptor to wait for as well, readable when one has come.
+
+    A signal that comes after the interpreter has looked for one, and before poll(2) waits, would be handled only when
+    something else happens: so it is made something to wait for.
+    """
+    signalled, wakes = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    woken = signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield signalled
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(woken)
+        linux.close(signalled)
+        linux.close(wakes)
 
 
 class Relay:
@@ -69,11 +93,13 @@ class Relay:
         while self._given:
             linux.close(self._given.pop())
 
-    def run(self, pidfd: int, timeout: float | None) -> bool:
-        """Copy until the process behind `pidfd` has ended; False when `timeout` seconds passed first."""
+    def run(self, pidfd: int, timeout: float | None, signalled: int) -> bool:
+        """Copy until the process behind `pidfd` has ended; False when `timeout` seconds passed first. `signalled` is
+        what `handling` yields."""
         end = None if timeout is None else time.monotonic() + timeout
         poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
+        for fd in (pidfd, signalled):
+            poll.register(fd, select.POLLIN)
         for fd in self._drains:
             poll.register(fd, select.POLLIN)
         for fd in self._feeds:
@@ -83,7 +109,9 @@ class Relay:
             if not ready:
                 return False
             for fd, _ in ready:
-                if fd != pidfd and not (self._feed(fd) if fd in self._feeds else self._drain(fd)):
+                if fd == signalled:
+                    os.read(signalled, CHUNK)  # its handler has run by now
+                elif fd != pidfd and not (self._feed(fd) if fd in self._feeds else self._drain(fd)):
                     poll.unregister(fd)
             if any(fd == pidfd for fd, _ in ready):
                 return True

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nucleus_gvisor.runtime.streams import CHUNK, Relay
+from nucleus_gvisor.runtime.streams import CHUNK, Relay, handling
 
 BIG = bytes(range(256)) * 4096  # 1 MiB: more than any pipe holds
 COPY = "import sys, shutil; shutil.copyfileobj(sys.stdin.buffer, sys.stdout.buffer)"
@@ -86,7 +87,8 @@ def play(program: str, timeout: float | None = 20, limit: float = 5, relayed: tu
         watch = threading.Timer(limit, rescue)
         watch.start()
         try:
-            in_time = relay.run(pidfd, timeout)
+            with handling({}) as signalled:
+                in_time = relay.run(pidfd, timeout, signalled)
             if not in_time:
                 process.kill()
             process.wait()
@@ -158,7 +160,8 @@ def test_nothing_is_written_to_a_strangers_descriptor(base: Path) -> None:
         with subprocess.Popen(["true"], stdin=guest[0], stdout=guest[1], stderr=guest[2]) as process:
             ended = os.pidfd_open(process.pid)
             relay.started()
-        relay.run(ended, 5)
+        with handling({}) as signalled:
+            relay.run(ended, 5, signalled)
         others = [os.open(base / "other", os.O_WRONLY | os.O_CREAT) for _ in range(8)]
         try:
             relay.drain()
@@ -249,3 +252,31 @@ def test_any_pieces_arrive_in_order(base: Path, pieces: list[bytes], offset: int
         assert play(program)
     assert (base / "out").read_bytes() == b"before\n" + content
     assert (base / "err").read_bytes() == content[offset:]
+
+
+def test_a_signal_that_interrupts_no_wait_is_handled() -> None:
+    """As when it comes just before poll(2) waits. Here another thread receives it, which does not wake ours either."""
+    masked = threading.Event()
+
+    def receive() -> None:
+        masked.wait()
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+
+    receiver = threading.Thread(target=receive)
+    receiver.start()
+    with nothing_left_open(), subprocess.Popen(["sleep", "60"]) as process:
+        pidfd = os.pidfd_open(process.pid)
+        before = signal.getsignal(signal.SIGUSR1)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+        try:
+            with handling({signal.SIGUSR1: lambda *_: process.kill()}) as signalled:
+                masked.set()
+                relay = Relay()
+                assert relay.run(pidfd, 30, signalled)
+        finally:
+            relay.drain()
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            process.kill()
+            receiver.join()
+            os.close(pidfd)
+        assert signal.getsignal(signal.SIGUSR1) == before
