@@ -27,10 +27,11 @@ coverage: setup-test ## The same tests, measured (long); fails where model/ or r
 	$(BIN)/coverage report --include='model/*,runtime/*' --fail-under=100 >/dev/null || status=$$?; exit $$status
 
 # In two processes, because a launch waits for others most of the time; each without threads, because a launch from a
-# process with threads goes another way (pytest-xdist's workers have some). The shell ignores SIGINT for what runs beside.
+# process with threads goes another way (pytest-xdist's workers have some). The shell ignores SIGINT for what runs beside,
+# as whoever has us run in the background does for all.
 HALF = tests/hostile tests/sandbox
-TESTS = pytest=$${PYTEST:-$(BIN)/pytest}; status=0; \
-	env --default-signal=INT,QUIT $$pytest -m "not campaign" $(HALF) >.venv/half.log 2>&1 & half=$$!; \
+TESTS = pytest="env --default-signal=INT,QUIT $${PYTEST:-$(BIN)/pytest}"; status=0; \
+	$$pytest -m "not campaign" $(HALF) >.venv/half.log 2>&1 & half=$$!; \
 	$$pytest -m "not campaign" $(addprefix --ignore=,$(HALF)) || status=$$?; \
 	wait $$half || status=$$?; cat .venv/half.log; [ $$status = 0 ]
 

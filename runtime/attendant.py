@@ -112,6 +112,9 @@ class Attendant:
         command = Command(reader)
         try:
             self._send(("start", list(argv), terminal), writer, *descriptors)
+        except BaseException:
+            command.close()
+            raise
         finally:
             os.close(writer)
         return command
@@ -122,6 +125,9 @@ class Attendant:
             reader, writer = os.pipe2(os.O_CLOEXEC)
             try:
                 command = self.start(argv, null.fileno(), writer, writer, *more)
+            except BaseException:
+                os.close(reader)
+                raise
             finally:
                 os.close(writer)
             with Capture({reader: ANSWER_LIMIT}) as capture:

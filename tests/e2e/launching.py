@@ -130,12 +130,23 @@ def reap() -> None:
                 pass  # it belongs to a thread that has waited for it meanwhile
 
 
-def gone(found: dict[int, str], seconds: float = 5) -> dict[int, str]:
+def gone(found: dict[int, str], seconds: float = 20) -> dict[int, str]:
     """Those of `found` that still live after `seconds`; the answer comes as soon as there is none."""
     end = time.monotonic() + seconds
     while (left := still(found)) and time.monotonic() < end:
         time.sleep(0.02)
-    return left
+    return {pid: f"{what}: {_portrait(pid)}" for pid, what in left.items()}
+
+
+def _portrait(pid: int) -> str:
+    """What a process is and waits for, proc(5), for the reader of a failed test."""
+    told = []
+    for name in ("cmdline", "wchan", "status", "stack"):
+        try:
+            told.append(" ".join(Path("/proc", str(pid), name).read_text(errors="replace").replace("\0", " ").split()))
+        except OSError as error:
+            told.append(str(error.strerror))
+    return "; ".join(told)
 
 
 @contextmanager

@@ -335,7 +335,8 @@ def test_cancelled_at_any_moment(new_options: Options, cancelled: Cancelled, mom
     asyncio.run(life(new_options))
     whole = time.monotonic() - began
     chance = random.Random(f"{cancelled.__name__} {moments}")
-    before = descriptors(), launching.descendants(os.getpid())
+    before = descriptors(), launching.gone(launching.descendants(os.getpid()))
+    assert before[1] == {}
     for moment in range(moments):
         after = chance.random() * whole * 0.7
         awaited(cancelled(new_options, after))

@@ -45,7 +45,10 @@ def test_the_first_arguments_are_googles() -> None:
         ("mounts", None),
         ("working_dir", "/"),
     ]
-    assert [p.kind for p in parameters[6:]] == [inspect.Parameter.VAR_KEYWORD]
+    assert [(p.name, p.kind) for p in parameters[6:]] == [
+        ("service", inspect.Parameter.KEYWORD_ONLY),
+        ("own", inspect.Parameter.VAR_KEYWORD),
+    ]
     exec_ = list(inspect.signature(Sandbox.exec).parameters.values())
     assert [p.name for p in exec_[:6]] == ["self", "cmd", "args", "env", "cwd", "timeout"]
     mount = inspect.signature(dropin.Mount).parameters.values()

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -210,6 +211,27 @@ def test_no_limit_is_blamed_that_was_not_met(make: MakeSandbox) -> None:
     with pytest.raises(SandboxGone) as gone:
         box.exec("true")
     assert type(gone.value) is SandboxGone
+
+
+def test_errors_that_are_kept_hold_no_descriptor(make: MakeSandbox) -> None:
+    """Whoever keeps what a sandbox that has gone raised keeps words, and nothing of the system's."""
+    box = make()
+    os.kill(box.pid, signal.SIGKILL)
+    box.wait(timeout=30)
+    calls: list[Callable[[], object]] = [
+        lambda: box.exec("true", input="x"),
+        lambda: box.popen(["true"], stdout=-1),
+        lambda: box.popen(["true"], pty=True),
+        lambda: box.read_file("/etc/hosts"),
+        lambda: box.write_file("/tmp/x", "x"),
+        lambda: box._attendant.ask("ps", [b"runsc"]),
+    ]
+    before, kept = sorted(os.listdir("/proc/self/fd")), []
+    for call in calls:
+        with pytest.raises(SandboxGone) as gone:
+            call()
+        kept.append(gone.value)
+    assert sorted(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_fork_of_the_owner_that_exits_leaves_it(first: Caller) -> None:
