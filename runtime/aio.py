@@ -9,6 +9,7 @@ without the loop.
 """
 
 import asyncio
+import errno
 import os
 import select
 import signal as signals
@@ -341,10 +342,16 @@ class AsyncSandbox:
         env: Environment | None = None,
         cwd: str | None = None,
         user: User | None = None,
+        pty: bool = False,
+        window: tuple[int, int] = (24, 80),
     ) -> "AsyncGuestProcess":
         """Start a command; returns once it runs. Streams are bytes; a command that is cancelled later goes on, unless
-        it is used with `async with`."""
-        pipes = Pipes(None, stdin, stdout, stderr, False)
+        it is used with `async with`.
+
+        With `pty` its streams are a terminal of `window` rows and columns: what is written to `stdin` is typed, and
+        `stdout` has all that it shows, to the moment where nobody in the guest holds it any more.
+        """
+        pipes = Pipes.of(stdin, stdout, stderr, False, pty, window)
         try:
             process = await self._begin(args, pipes, env, cwd, user, None)
             assert process is not None
@@ -510,8 +517,14 @@ class Output:
         """Up to `size` bytes, as soon as there are any; b"" at the end."""
         while not self.rest:
             await _ready(self._file.fileno(), select.POLLIN, None)
-            with suppress(BlockingIOError):  # another task was faster
+            try:
                 return os.read(self._file.fileno(), size)
+            except BlockingIOError:
+                pass  # another task was faster
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                return b""  # nobody holds the guest's end of the terminal
         piece, self.rest = self.rest[:size], self.rest[size:]
         return piece
 
@@ -568,8 +581,9 @@ class AsyncGuestProcess:
 
     def __init__(self, process: GuestProcess) -> None:
         self._process = process
-        self.stdin = None if process.stdin is None else Input(process.stdin)
-        self.stdout = None if process.stdout is None else Output(process.stdout)
+        stdin, stdout = process.stdin or process.terminal, process.stdout or process.terminal
+        self.stdin = None if stdin is None else Input(stdin)
+        self.stdout = None if stdout is None else Output(stdout)
         self.stderr = None if process.stderr is None else Output(process.stderr)
 
     @property
@@ -598,8 +612,11 @@ class AsyncGuestProcess:
     ) -> tuple[bytes | None, bytes | None]:
         """Feed it `input`, read what it writes, and wait for its end; None for what is not a pipe.
 
-        TimeoutExpired and OutputLimit as in `exec`; the command is then ended, as when this is cancelled.
+        TimeoutExpired and OutputLimit as in `exec`; the command is then ended, as when this is cancelled. ValueError on
+        a terminal, where input has no end.
         """
+        if self._process.terminal is not None:
+            raise ValueError("a terminal is read and written by hand")
         deadline = None if timeout is None else time.monotonic() + timeout
         files = (self._process.stdin, self._process.stdout, self._process.stderr)
         fds = [-1 if file is None else os.dup(file.fileno()) for file in files]
@@ -620,6 +637,10 @@ class AsyncGuestProcess:
         if not in_time:
             raise TimeoutExpired(list(self.args), timeout or 0, out, err)
         return out, err
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Change the size of its terminal, which the guest is told by SIGWINCH."""
+        self._process.resize(rows, columns)
 
     async def send_signal(self, number: int) -> None:
         """Send it a signal; nothing happens once it has ended."""

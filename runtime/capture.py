@@ -191,6 +191,8 @@ class Pipes:
         self, input: Data | None, stdin: Redirection, stdout: Redirection, stderr: Redirection, capture: bool
     ) -> None:
         self._close: list[int] = []
+        self.terminal = False
+        """Are all three one terminal."""
         self.ours = [-1, -1, -1]
         self.copies: dict[int, int] = {}
         """Which of the three -> the regular file that it is copied from or to."""
@@ -211,13 +213,28 @@ class Pipes:
         self.guest = (guest[0], guest[1], guest[2])
 
     @classmethod
-    def terminal(cls, window: tuple[int, int]) -> Self:
-        """A terminal in place of the streams; our end of it is `ours[1]`."""
+    def of(
+        cls,
+        stdin: Redirection,
+        stdout: Redirection,
+        stderr: Redirection,
+        text: bool,
+        pty: bool,
+        window: tuple[int, int],
+    ) -> Self:
+        """The streams of a `popen`: with `pty` a terminal in their place, our end of which is `ours[1]`."""
+        if not pty:
+            return cls(None, stdin, stdout, stderr, False)
+        if (stdin, stdout, stderr, text) != (None, None, None, False):
+            raise ValueError("a terminal takes the place of the streams")
+        if not all(0 < size < 1 << 16 for size in window):
+            raise ValueError(f"window {window}: expected rows and columns")
         ours, theirs = os.openpty()
         termios.tcsetwinsize(ours, window)
         self = cls(None, theirs, theirs, theirs, False)
         self._close.append(theirs)
         self.ours[1] = ours
+        self.terminal = True
         return self
 
     def _end(self, number: int, stream: Redirection) -> int:

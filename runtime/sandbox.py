@@ -573,35 +573,11 @@ class Sandbox:
         With `pty` all three are a terminal of `window` rows and columns instead, and the process's `terminal` is its
         other end: what is written there is typed. Once nobody holds the guest's end, reading fails with EIO.
         """
-        if pty:
-            if (stdin, stdout, stderr, text) != (None, None, None, False):
-                raise ValueError("a terminal takes the place of the streams")
-            return self._on_terminal(args, env, cwd, user, window)
-        pipes = Pipes(None, stdin, stdout, stderr, False)
+        pipes = Pipes.of(stdin, stdout, stderr, text, pty, window)
         try:
             process = self._start(args, pipes, env, cwd, user, None)
             assert process is not None
             process.take(pipes, text)
-            return process
-        finally:
-            pipes.close()
-
-    def _on_terminal(
-        self,
-        args: Sequence[HostPath],
-        env: Environment | None,
-        cwd: str | None,
-        user: User | None,
-        window: tuple[int, int],
-    ) -> "GuestProcess":
-        if not all(0 < size < 1 << 16 for size in window):
-            raise ValueError(f"window {window}: expected rows and columns")
-        pipes = Pipes.terminal(window)
-        try:
-            process = self._start(args, pipes, env, cwd, user, None, terminal=True)
-            assert process is not None
-            ours, pipes.ours[1] = pipes.ours[1], -1
-            process.terminal = open(ours, "r+b", buffering=0)  # noqa: SIM115
             return process
         finally:
             pipes.close()
@@ -614,10 +590,9 @@ class Sandbox:
         cwd: str | None,
         user: User | None,
         deadline: float | None,
-        terminal: bool = False,
     ) -> "GuestProcess | None":
         """The command, once it runs in the guest; None when `deadline` came first, and then it does not run."""
-        words, told, command = self._send(args, pipes, env, cwd, user, terminal)
+        words, told, command = self._send(args, pipes, env, cwd, user)
         try:
             # A client that was told to start a process and is not heard of is not waited for without end.
             in_time = readable(told, deadline) or readable(told, time.monotonic() + PATIENCE)
@@ -645,17 +620,16 @@ class Sandbox:
         env: Environment | None,
         cwd: str | None,
         user: User | None,
-        terminal: bool = False,
     ) -> tuple[tuple[str, ...], int, Command]:
         """Have a command started: its words, a descriptor that will tell its number in the guest, and the Command."""
         process = self._request.process(args, env, cwd, user)
-        process["terminal"] = terminal
+        process["terminal"] = pipes.terminal
         words = tuple(process["args"])
         told, tells = os.pipe2(os.O_CLOEXEC)
         argv = self._command("exec", "--process", "/proc/self/fd/3", "--internal-pid-file", "/proc/self/fd/4")
         try:
             with _memory(json.dumps(process).encode()) as file:
-                command = self._attend(argv, *pipes.guest, file.fileno(), tells, terminal=terminal)
+                command = self._attend(argv, *pipes.guest, file.fileno(), tells, terminal=pipes.terminal)
         except BaseException:
             os.close(told)
             raise
@@ -962,7 +936,11 @@ class GuestProcess:
             sandbox._commands.add(self)
 
     def take(self, pipes: Pipes, text: bool) -> None:
-        """Make files of our ends of the pipes."""
+        """Make files of our ends of the pipes, or of the terminal."""
+        if pipes.terminal:
+            ours, pipes.ours[1] = pipes.ours[1], -1
+            self.terminal = open(ours, "r+b", buffering=0)  # noqa: SIM115
+            return
         copier = pipes.copier() if pipes.copies else None
         names: tuple[tuple[str, str], ...] = (("stdin", "wb"), ("stdout", "rb"), ("stderr", "rb"))
         for number, (name, how) in enumerate(names):
@@ -1019,8 +997,11 @@ class GuestProcess:
     ) -> tuple[Any, Any]:
         """Feed it `input`, read what it writes, and wait for its end; (stdout, stderr), None for what is not a pipe.
 
-        TimeoutExpired and OutputLimit as in `Sandbox.exec`; the command is then ended.
+        TimeoutExpired and OutputLimit as in `Sandbox.exec`; the command is then ended. ValueError on a terminal, where
+        input has no end.
         """
+        if self.terminal is not None:
+            raise ValueError("a terminal is read and written by hand")
         deadline = None if timeout is None else time.monotonic() + timeout
         text = isinstance(self.stdout or self.stderr or self.stdin, io.TextIOWrapper)
         given = input.encode() if isinstance(input, str) else (input or b"")

@@ -1,5 +1,6 @@
 """Terminals: a command of the sandbox's on one, and `nucleus-gvisor shell` on a real one."""
 
+import asyncio
 import errno
 import fcntl
 import os
@@ -14,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from nucleus_gvisor.runtime import CannotExec, Sandbox, shell
+from nucleus_gvisor.runtime import AsyncSandbox, CannotExec, Sandbox, shell
 from nucleus_gvisor.runtime.capture import readable
 from tests.e2e import launching
 from tests.e2e.launching import Caller
-from tests.sandbox.conftest import MakeSandbox
+from tests.sandbox.conftest import MakeSandbox, Options
 
 pytestmark = pytest.mark.real
 
@@ -126,6 +127,34 @@ def test_what_cannot_be_put_on_a_terminal(box: Sandbox) -> None:
     assert os.listdir("/proc/self/fd") == before
     with box.popen(["true"]) as process, pytest.raises(ValueError, match="no terminal"):
         process.resize(1, 1)
+    with box.popen(["true"], pty=True) as process, pytest.raises(ValueError, match="by hand"):
+        process.communicate()
+
+
+def test_a_terminal_on_asyncio(new_options: Options) -> None:
+    """Lines are typed and shown, its size is told, and its end is the end of what it shows."""
+    script = """
+    stty size; read line; echo "=$line"
+    until [ "$(stty size)" = "40 120" ]; do sleep 0.1; done; echo resized; exit 7
+    """
+
+    async def body() -> None:
+        async with (
+            AsyncSandbox(**new_options) as box,
+            await box.popen(["sh", "-c", script], pty=True, window=(33, 101)) as process,
+        ):
+            assert process.stdin is not None and process.stdout is not None and process.stderr is None
+            with pytest.raises(ValueError, match="by hand"):
+                await process.communicate()
+            assert await process.stdout.readline() == b"33 101\r\n"
+            await process.stdin.write(b"typed\n")
+            assert [await process.stdout.readline() for _ in range(2)] == [b"typed\r\n", b"=typed\r\n"]
+            process.resize(40, 120)
+            assert await process.stdout.readline() == b"resized\r\n"
+            assert await process.stdout.read() == b""
+            assert await process.wait() == 7
+
+    asyncio.run(body())
 
 
 def test_a_shell_shows_all_and_ends_with_its_terminal(box: Sandbox) -> None:
