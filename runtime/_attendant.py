@@ -83,7 +83,7 @@ class Watch:
         return "memory" if size > self._memory else ""
 
     def _size(self) -> int:
-        children = _children(self._supervisor)
+        children = linux.children(self._supervisor)
         if not self._file or not os.path.exists(self._file):
             self._file = next((path for pid in children for path in _memory_files(pid)), "")
         blocks = 0
@@ -103,17 +103,6 @@ def _killed(path: str) -> bool:
             return any(line.startswith(b"oom_kill ") and line.split()[1] != b"0" for line in file)
     except OSError:
         return False
-
-
-def _children(pid: int) -> list[int]:
-    found = []
-    try:
-        for task in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{task}/children", "rb") as file:
-                found += [int(child) for child in file.read().split()]
-    except OSError:
-        pass
-    return found
 
 
 def _memory_files(pid: int) -> list[str]:
@@ -152,8 +141,10 @@ def start(link: int, owner: int, image: int, env: dict[bytes, bytes]) -> None:
             try:
                 _attend(link, owner, image, env, supervisor, pid)
             finally:  # whatever went wrong here: a sandbox without its attendant would outlive its owner
-                _end(supervisor)
-                os._exit(0)
+                try:
+                    linux.kill_with_all_below(pid, supervisor)
+                finally:  # its commands have asked the kernel to die with this process
+                    os._exit(0)
     finally:
         os.close(supervisor)
 
@@ -203,14 +194,6 @@ def _attend(link: int, owner: int, image: int, env: dict[bytes, bytes], supervis
                 for pidfd, (_, channel) in commands.items():
                     if channel == fd:  # its reader has gone: so shall the command
                         _signal.pidfd_send_signal(pidfd, _signal.SIGKILL)
-
-
-def _end(supervisor: int) -> None:
-    """Nothing of the sandbox survives its owner; its commands have asked the kernel to die with this process."""
-    try:
-        _signal.pidfd_send_signal(supervisor, _signal.SIGKILL)
-    except OSError:
-        pass
 
 
 def _command(

@@ -319,6 +319,55 @@ def die_with_parent(signal: int) -> None:
     _checked(_libc.prctl(PR_SET_PDEATHSIG, signal, 0, 0, 0), "prctl", (PR_SET_PDEATHSIG, signal))
 
 
+def children(pid: int) -> list[int]:
+    """The numbers of its child processes; none where that cannot be told (proc(5), CONFIG_PROC_CHILDREN)."""
+    found = []
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with os.fdopen(os.open(f"/proc/{pid}/task/{task}/children", os.O_RDONLY), "rb") as file:
+                found += [int(child) for child in file.read().split()]
+    except OSError:
+        pass
+    return found
+
+
+def kill_with_all_below(pid: int, pidfd: int) -> None:
+    """SIGKILL to the process `pid`, which `pidfd` is of, and to those below it; OSError when it has gone.
+
+    runsc has the kernel kill its gofer when it dies itself, and loses that when the gofer executes itself anew from a
+    thread that has not asked for it (prctl(2), PR_SET_PDEATHSIG). Then the gofer ends when it notices, if it is not
+    stopped, and does as runsc's does.
+    """
+    below = list[int]()
+    try:
+        _open_below(pid, below)
+    finally:
+        try:
+            # SAFETY: a process that has gone cannot be sent a signal, and what was found may be below a stranger.
+            _signal.pidfd_send_signal(pidfd, _signal.SIGKILL)
+            for fd in below:
+                try:
+                    _signal.pidfd_send_signal(fd, _signal.SIGKILL)
+                except OSError:
+                    pass  # it has ended
+        finally:
+            for fd in below:
+                os.close(fd)
+
+
+def _open_below(pid: int, below: list[int]) -> None:
+    """Put a pidfd of each process below `pid` into `below`."""
+    for child in children(pid):
+        try:
+            below.append(os.pidfd_open(child))
+        except OSError:
+            continue  # it has ended
+        if child in children(pid):
+            _open_below(child, below)
+        else:  # its number may be another's by now
+            os.close(below.pop())
+
+
 def pidfd_exit_status(pidfd: int) -> int | None:
     """The wait status of a process that was reaped by someone else; PIDFD_GET_INFO, Linux 6.15, None before."""
     try:

@@ -147,8 +147,11 @@ class SandboxProcess:
                     signals.pidfd_send_signal(self._child.pidfd, number)
 
     def kill(self) -> None:
-        """End the sandbox at once: the supervisor by SIGKILL, and with it all its processes."""
-        self.send_signal(signals.SIGKILL)
+        """End the sandbox at once: the supervisor and all below it by SIGKILL."""
+        with self._lock:
+            if self.returncode is None:
+                with suppress(ProcessLookupError):
+                    _linux.kill_with_all_below(self.pid, self._child.pidfd)
 
     def end(self) -> None:
         """End it now, if it has not ended, and wait for that."""

@@ -6,13 +6,13 @@ the container. So nothing can be out of date.
 
 import os
 import select
-import signal
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from nucleus_gvisor.model.errors import BadArgument, StepFailed
+from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.cleanup import collect, owner_lives
 from nucleus_gvisor.runtime.identity import Identity
 from nucleus_gvisor.runtime.paths import artifact_base, enter, open_private
@@ -89,7 +89,7 @@ def kill(container_id: str, base: os.PathLike[str] | None = None) -> Running:
                 try:
                     # SAFETY: only now the number is known to be the process that the lock names, and stays so.
                     if owner_lives(one.line):
-                        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                        linux.kill_with_all_below(one.pid, pidfd)
                         poll = select.poll()
                         poll.register(pidfd, select.POLLIN)
                         if not poll.poll(PATIENCE * 1000):  # pragma: no cover - stuck in the kernel, not to be made

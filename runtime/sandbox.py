@@ -424,7 +424,7 @@ class Sandbox:
     def _await_answer(self) -> None:
         """Wait until a guest that was restored runs our program: its init has said so in its former life."""
         deadline = time.monotonic() + PATIENCE
-        while not readable(self._process.pidfd, time.monotonic() + 0.02):
+        while not readable(self._process.pidfd, time.monotonic() + 0.02):  # pragma: no branch - or below, by chance
             try:
                 return self._run_own("k", "0")  # a signal to nobody
             except SandboxGone:

@@ -178,7 +178,7 @@ class Supervisor:
             _close(end)
         if self.pidfd >= 0:
             try:
-                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+                linux.kill_with_all_below(self.pid, self.pidfd)
             except ProcessLookupError:
                 pass  # it was waited for, and the number may be another's by now
             except OSError:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from nucleus_gvisor.model.errors import BadBundle, Changed, GuardRefused, NoSpace, SafetyViolation, Untrusted
+from nucleus_gvisor.model.errors import BadBundle, Changed, GuardRefused, NoSpace, SafetyViolation, StepFailed, Untrusted
 from nucleus_gvisor.runtime import GVisorOciRunOptions, OciBundle, Platform
 from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.identity import Identity
@@ -273,3 +273,18 @@ def test_an_action_that_was_not_asked_for_starts_nothing_that_stays(bench: Bench
         finally:
             launch.undo()
             ledger.use()
+
+
+@needs_root
+def test_a_disk_without_room_for_the_stage(bench: Bench) -> None:
+    """The copy's own directory cannot be made: said so, and every descriptor is closed."""
+    with mounted(bench.artifacts, "nr_inodes=2") as container:
+        directory = os.open(container, os.O_PATH | os.O_DIRECTORY)
+        try:
+            before = os.listdir("/proc/self/fd")
+            with pytest.raises(StepFailed) as caught:
+                stage._copy({}, {}, directory, os.fsencode(container))
+            assert caught.value.step == "Stage" and os.listdir(container) == ["exec-allow"]
+            assert os.listdir("/proc/self/fd") == before
+        finally:
+            os.close(directory)

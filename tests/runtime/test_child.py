@@ -7,16 +7,19 @@ import resource
 import select
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from nucleus_gvisor.model.errors import StepFailed
+from nucleus_gvisor.model.errors import ChildDied, StepFailed
 from nucleus_gvisor.runtime import _attendant, _child
 from nucleus_gvisor.runtime import _linux as linux
+from nucleus_gvisor.runtime.steps import exec_
 from nucleus_gvisor.runtime.steps.exec_ import _ended_as_a_program
 from nucleus_gvisor.runtime.supervisor import Supervisor
 
@@ -386,3 +389,21 @@ def test_nobody_waits_for_a_command() -> None:
         assert (code(sandbox), code(attendant)) == (-signal.SIGKILL, 0)
         for fd in (beside, last, output, another, image):
             os.close(fd)
+
+
+def test_a_child_that_dies_before_it_is_the_image() -> None:
+    """It has said that it executes, and nobody can see that it did."""
+    program = subprocess.Popen(["sleep", "600"])
+    child = Supervisor()
+    child.pid, child.pidfd = program.pid, os.pidfd_open(program.pid)
+    program.kill()
+    os.waitid(os.P_PID, program.pid, os.WEXITED | os.WNOWAIT)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    child._ends = (ours,)
+    theirs.send(marshal.dumps(("executing", False)))
+    theirs.close()
+    with pytest.raises(ChildDied) as caught:
+        exec_.in_child(SimpleNamespace(child=child, shown={"image": [0, 0]}), [], {})  # type: ignore[arg-type]
+    assert caught.value.observed == "signal 9"
+    child.end()
+    program.wait()

@@ -160,6 +160,8 @@ def test_the_rehearsal_is_strict() -> None:
         copy.execute.__globals__["_read"](b"/proc/self/status")
     with pytest.raises(AttributeError, match=r"no fcntl\.fcntl"):
         rehearsal._copy(_linux).arrange([0, 1, 2])
+    with pytest.raises(AttributeError, match="cannot reach /proc/self/environ"):
+        copy.execute.__globals__["__builtins__"]["open"]("/proc/self/environ")
 
 
 def test_a_broken_rehearsal_is_no_short_plan(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

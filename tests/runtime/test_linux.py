@@ -2,7 +2,9 @@
 
 import errno
 import os
+import select
 import subprocess
+import sys
 
 import pytest
 
@@ -53,4 +55,55 @@ def test_an_exit_that_nobody_can_tell() -> None:
         pidfd = os.pidfd_open(process.pid)
         assert linux.pidfd_exit_status(pidfd) is None  # it has not ended
         process.kill()
+        os.close(pidfd)
+
+
+FAMILY = """
+import os, signal, time
+reader, writer = os.pipe()
+if os.fork() == 0:
+    if os.fork() == 0:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    os.write(writer, b"1")
+    time.sleep(600)
+os.read(reader, 1)
+print("begun", flush=True)
+time.sleep(600)
+"""
+
+
+def test_what_is_below_a_process_is_killed_with_it() -> None:
+    """Whatever it does, stopped or not, and although nobody has asked the kernel for that; and nobody else is."""
+    with subprocess.Popen([sys.executable, "-c", FAMILY], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None and parent.stdout.readline() == "begun\n"
+        [child] = linux.children(parent.pid)
+        [grandchild] = linux.children(child)
+        pidfds = [os.pidfd_open(pid) for pid in (parent.pid, child, grandchild)]
+        linux.kill_with_all_below(parent.pid, pidfds[0])
+        for fd in pidfds:
+            assert select.select([fd], [], [], 30)[0] == [fd]
+    before = os.listdir("/proc/self/fd")
+    with subprocess.Popen(["sleep", "600"]) as stranger:
+        with pytest.raises(ProcessLookupError):  # its number has become another's: ours, who have a child
+            linux.kill_with_all_below(os.getpid(), pidfds[0])
+        assert stranger.poll() is None
+        stranger.kill()
+    assert os.listdir("/proc/self/fd") == before
+    for fd in pidfds:
+        os.close(fd)
+
+
+def test_a_process_that_has_gone_has_no_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ends while it is looked for is not killed by its number."""
+    assert linux.children(2**22) == []
+    answers = iter([[os.getpid()], []])
+    monkeypatch.setattr(linux, "children", lambda pid: next(answers, []))
+    with subprocess.Popen(["sleep", "600"]) as process:
+        pidfd = os.pidfd_open(process.pid)
+        linux.kill_with_all_below(process.pid, pidfd)  # we are not its child any more at the second look, and live
+        os.close(pidfd)
+    monkeypatch.setattr(linux, "children", lambda pid: [2**22] if pid == process.pid else [])
+    with subprocess.Popen(["sleep", "600"]) as process:
+        pidfd = os.pidfd_open(process.pid)
+        linux.kill_with_all_below(process.pid, pidfd)
         os.close(pidfd)

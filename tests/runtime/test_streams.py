@@ -280,3 +280,14 @@ def test_a_signal_that_interrupts_no_wait_is_handled() -> None:
             receiver.join()
             os.close(pidfd)
         assert signal.getsignal(signal.SIGUSR1) == before
+
+
+def test_what_is_left_in_the_pipe_is_drained() -> None:
+    """A guest may write and end before anybody has looked."""
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb") as output:
+        relay = Relay((0, writer, writer), limit=1 << 20)
+        os.write(relay.stdio[1], b"last words")
+        relay.drain()
+        os.close(writer)
+        assert output.read() == b"last words"

@@ -194,7 +194,7 @@ def test_files_and_the_sandbox_as_a_whole(new_options: Options, base: Path) -> N
         assert (await box.stats())["pids"]["current"] >= 2
         await box.signal(signal.SIGKILL, process.pid)
         assert await process.wait() == 137
-        box.kill()
+        asyncio.get_running_loop().call_later(0.3, box.kill)
         assert await box.wait() == -signal.SIGKILL
         await box.close()
         await box.close()

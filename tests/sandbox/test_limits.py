@@ -259,6 +259,14 @@ def test_what_a_unified_cgroup_is_told(base: Path, swap: bool) -> None:
     assert held.watch == {}
 
 
+def test_a_process_that_has_gone_is_held_by_nobody() -> None:
+    """What the kernel refuses is not said to be enforced."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    held = limits.Held(Limits(cpus=1, enforcement=Enforcement.BEST_EFFORT))
+    assert held._otherwise("cpus", gone.pid, "systrap") == "none"
+
+
 def test_a_cgroup_that_cannot_be_joined(base: Path) -> None:
     """Nothing runs without it, unless the caller said so; what was made is removed afterwards."""
     if not limits._places(("memory",)):

@@ -24,6 +24,7 @@ from nucleus_gvisor.runtime import (
     run,
 )
 from nucleus_gvisor.runtime import sandbox as module
+from nucleus_gvisor.runtime.capture import Pipes
 from tests.e2e import launching
 from tests.e2e.launching import Caller
 from tests.sandbox.conftest import MakeSandbox, Options
@@ -184,6 +185,39 @@ def test_a_signal_that_there_is_not(box: Sandbox) -> None:
             process.send_signal(999)
         assert repr(process) == f"<GuestProcess ['sleep', '60'] pid={process.pid} returncode=None>"
         process.kill()
+
+
+def test_a_signal_to_what_has_just_ended(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its number is nobody's when runsc looks for it, and nothing happens."""
+    send = box.signal
+
+    def late(number: int, pid: int | None = None) -> None:
+        assert process.wait(timeout=30) == 0
+        send(number, pid)
+
+    monkeypatch.setattr(box, "signal", late)
+    with box.popen(["sleep", "0.3"]) as process:
+        process.send_signal(signal.SIGTERM)
+    assert process.returncode == 0
+
+
+def test_a_command_that_ends_with_its_sandbox(make: MakeSandbox) -> None:
+    """A client that has heard of the end before us says that the program cannot be executed; it is the sandbox that
+    has gone."""
+    box = make()
+    with box.popen(["true"]) as process:
+        process.wait(timeout=30)
+    box.close()
+    with pytest.raises(SandboxGone, match="has ended"):
+        box._refuse(("true",), process.command, Pipes(None, None, None, None, True))
+
+
+def test_another_process_than_the_owner(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fork has the same descriptors, and would take the answers that are its parent's."""
+    monkeypatch.setattr(box, "_owner", 1)
+    for call in (box.ps, lambda: box.exec("true")):
+        with pytest.raises(SandboxGone, match="belongs to another process"):
+            call()
 
 
 def test_a_copy_that_is_killed(box: Sandbox) -> None:
