@@ -11,7 +11,15 @@ from typing import Any
 
 import pytest
 
-from nucleus_gvisor.model.errors import BadBundle, Changed, GuardRefused, NoSpace, SafetyViolation, StepFailed, Untrusted
+from nucleus_gvisor.model.errors import (
+    BadBundle,
+    Changed,
+    GuardRefused,
+    NoSpace,
+    SafetyViolation,
+    StepFailed,
+    Untrusted,
+)
 from nucleus_gvisor.runtime import GVisorOciRunOptions, OciBundle, Platform
 from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.identity import Identity
