@@ -4,6 +4,7 @@ import os
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -37,7 +38,7 @@ def test_one_fault_at_each_point(pool: Sequence[Worker]) -> None:
     print(f"NUCLEUS_GVISOR_SWEEP_SEED={seed}")
     result = sweep.run(pool, NAMES[0], lambda found: sweep.quick(found, seed, 50))
     print(f"{result.points} points, {result.injections} injections, {len(result.violations)} violations")
-    assert result.points > 500 and result.injections >= result.points - len(result.unreached)
+    assert result.points > 500 and result.injections + result.alike >= result.points - len(result.unreached)
     assert not result.violations, shown(result)
 
 
@@ -65,6 +66,16 @@ def test_found(pool: Sequence[Worker], role: str, call: str, what: str) -> None:
     result = sweep.run(pool, NAMES[0], these)
     assert result.injections and not result.unreached
     assert not result.violations, shown(result)
+
+
+def test_what_lasts_is_tried_where_it_is_another_fault(pool: Sequence[Worker]) -> None:
+    """The one call of its name fails for good when it fails once; one that others follow does not."""
+    made = {"unshare": Fault("child", "unshare", 1, "EPERM"), "openat": Fault("caller", "openat", 1, "EMFILE")}
+    for fault in made.values():
+        result = Result(NAMES[0])
+        sweep.inject(pool, result, [replace(fault, lasting=True), fault], {})
+        assert result.injections + result.alike == 2 and not result.violations, shown(result)
+        assert result.alike == (fault.call == "unshare")
 
 
 def test_what_cannot_be_looked_at_is_not_trusted(pool: Sequence[Worker]) -> None:

@@ -15,6 +15,8 @@ from tests.hostile.sweep.sweep import Point, Result
 from tests.hostile.sweep.trap import Fault
 from tests.support.modes import NAMES
 
+COLUMNS = {"points": 8, "injections": 12, "alike": 7, "by strace": 11, "violations": 12, "seconds": 9}
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.hostile.sweep", description=__doc__)
@@ -36,7 +38,7 @@ def main() -> int:
     rest += ["--before", given.before] if given.before else []
     began, bad = time.monotonic(), 0
     total: Counter[str] = Counter()
-    print(f"{'mode':8}{'points':>8}{'injections':>12}{'by strace':>11}{'violations':>12}{'seconds':>9}", flush=True)
+    print("mode    " + "".join(f"{name:>{width}}" for name, width in COLUMNS.items()), flush=True)
     for mode in given.mode or NAMES:
         with sweep.workers(mode, given.workers, driver=driver, before=given.before) as pool:
             strace = not (given.no_strace or given.at or given.quick or given.driver or given.before)
@@ -62,9 +64,10 @@ def _chosen(given: argparse.Namespace, found: Sequence[Point]) -> list[Fault]:
 
 
 def _show(result: Result, rest: Sequence[str]) -> None:
-    counts = (result.points, result.injections, result.by_strace, len(result.violations), round(result.seconds))
-    widths = (8, 12, 11, 12, 9)
-    print(f"{result.mode:8}" + "".join(f"{n:{width}}" for n, width in zip(counts, widths, strict=True)), flush=True)
+    injected = (result.injections, result.alike, result.by_strace)
+    counts = (result.points, *injected, len(result.violations), round(result.seconds))
+    cells = (f"{count:{width}}" for count, width in zip(counts, COLUMNS.values(), strict=True))
+    print(f"{result.mode:8}" + "".join(cells), flush=True)
     if result.unreached:
         print(f"  not reached again: {', '.join(sorted({fault.point for fault in result.unreached}))}")
     if result.ended:

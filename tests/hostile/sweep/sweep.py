@@ -3,7 +3,8 @@
 The points are discovered: a launch without a fault is traced, and each of its calls from the first path touched to the
 moment where the launch has become a sandbox is one, named by the process that makes it, the call, and which one of that
 name it is. At each point every error that the call can return is injected, once and from then on, and SIGKILL and
-SIGTERM.
+SIGTERM. Where no call of that name came after the one that failed, to fail from then on is the same, and is not done
+again.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -179,6 +180,8 @@ class Result:
     mode: str
     points: int = 0
     injections: int = 0
+    alike: int = 0
+    """Faults that were to last and are no others than those that do not: no call of that name came after."""
     by_strace: int = 0
     unreached: list[Fault] = field(default_factory=list)
     """What no launch came to: how often the parent looks whether its child is ready is chance."""
@@ -232,8 +235,19 @@ def share(pool: Sequence[Worker], work: Callable[[Worker, T], None], items: Iter
 def inject(pool: Sequence[Worker], result: Result, wanted: Iterable[Fault], found: Mapping[Point, bool]) -> None:
     """Inject them all. A point that every launch has and this one does not come to is a violation as well."""
     lock = threading.Lock()
+    pairs: dict[Fault, list[Fault]] = {}
+    for fault in wanted:
+        pairs.setdefault(replace(fault, lasting=False), []).append(fault)
 
-    def one(worker: Worker, fault: Fault) -> None:
+    def pair(worker: Worker, faults: Sequence[Fault]) -> None:
+        for fault in sorted(faults, key=lambda fault: fault.lasting):
+            if not one(worker, fault) and not fault.lasting and len(faults) > 1:
+                with lock:
+                    result.alike += 1
+                return
+
+    def one(worker: Worker, fault: Fault) -> bool:
+        """Could it have been injected a second time."""
         for _ in range(ATTEMPTS):
             told = worker.ask(vars(fault))
             if told["hit"] or told["violations"]:
@@ -250,8 +264,9 @@ def inject(pool: Sequence[Worker], result: Result, wanted: Iterable[Fault], foun
             if told["hit"]:
                 result.outcomes[told["outcome"]] += 1
                 result.ended += told["ran"] > 0 and told["outcome"] not in ("exit 0", "killed")
+        return bool(told["more"] or not told["hit"] or problems)
 
-    share(pool, one, wanted)
+    share(pool, pair, pairs.values())
 
 
 def compare(pool: Sequence[Worker], result: Result) -> None:

@@ -130,6 +130,8 @@ class Traced:
     calls: list[tuple[str, str]] = field(default_factory=list)
     """(role, call), in order, from the launch's beginning to its end."""
     hit: bool = False
+    more: bool = False
+    """Did a call of that name come after the one that was hit. If not, a fault that lasts is this one."""
     looks: list[Look] = field(default_factory=list)
     hung: bool = False
 
@@ -212,8 +214,10 @@ class Supervisor:
             if role != fault.role or count != fault.number:
                 return 0
             self.traced.hit = True
-        elif not fault.lasting or (fault.what == "EINTR" and self._burst == BURST):
-            return 0
+        else:
+            self.traced.more = True
+            if not fault.lasting or (fault.what == "EINTR" and self._burst == BURST):
+                return 0
         self._burst += 1
         if fault.what.startswith("SIG"):
             os.kill(pid, getattr(signal, fault.what))

@@ -58,7 +58,8 @@ class Launcher:
         if seen.driver is None or seen.after != seen.before:
             seen.fresh = self._launch(None, clean=False)
         found = violations(seen, self._expected)
-        return {"hit": seen.traced.hit, "outcome": seen.outcome, "ran": seen.ran, "violations": found}
+        more = seen.traced.more
+        return {"hit": seen.traced.hit, "more": more, "outcome": seen.outcome, "ran": seen.ran, "violations": found}
 
     # ---- one launch ----
 
