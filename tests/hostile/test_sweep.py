@@ -69,8 +69,8 @@ def test_found(pool: Sequence[Worker], role: str, call: str, what: str) -> None:
 
 
 def test_what_lasts_is_tried_where_it_is_another_fault(pool: Sequence[Worker]) -> None:
-    """The one call of its name fails for good when it fails once; one that others follow does not."""
-    made = {"unshare": Fault("child", "unshare", 1, "EPERM"), "openat": Fault("caller", "openat", 1, "EMFILE")}
+    """A call that none of its name follows fails for good when it fails once; one that others follow does not."""
+    made = {"unshare": Fault("child", "unshare", 1, "EPERM"), "close": Fault("caller", "close", 1, "EIO")}
     for fault in made.values():
         result = Result(NAMES[0])
         sweep.inject(pool, result, [replace(fault, lasting=True), fault], {})
