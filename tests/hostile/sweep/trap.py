@@ -275,7 +275,7 @@ class Supervisor:
                 digest, sealed = self._image(f"/proc/{pid}{at}")
             open_because = self._open_because(pid)
         except OSError as error:
-            if not self._lives(pid):  # it was killed while we looked, and executes nothing
+            if self._ends(pid):  # it was killed while we looked, and executes nothing
                 return []
             open_because = f"it cannot be looked at: {error}"
         return [Look(role, path, digest, sealed, open_because)]
@@ -286,9 +286,16 @@ class Supervisor:
         return self._text(pid, arguments[call == "execveat"])
 
     @staticmethod
-    def _lives(pid: int) -> bool:
-        with suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    def _ends(pid: int) -> bool:
+        """Is it dead, or about to be: exit(2) gives up the namespaces first, and then says so."""
+        for _ in range(200):
+            try:
+                with open(f"/proc/{pid}/stat", "rb") as file:
+                    if file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X"):
+                        return True
+            except OSError:
+                return True
+            time.sleep(0.005)
         return False
 
     @staticmethod
