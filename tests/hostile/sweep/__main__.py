@@ -28,7 +28,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one fault a point, and some more at random")
     parser.add_argument("--more", type=int, default=0, metavar="N", help="with --quick: how many more")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="with --quick: which")
-    parser.add_argument("--workers", type=int, default=3 * len(os.sched_getaffinity(0)) // 2, help="how many at once")
+    parser.add_argument("--workers", type=int, default=3 * len(os.sched_getaffinity(0)), help="how many at once")
     parser.add_argument("--driver", type=Path, help="the launcher to try, as tests/hostile/driver.py is one")
     parser.add_argument("--before", default="", metavar="CODE", help="Python that spoils the launching process first")
     parser.add_argument("--no-strace", action="store_true", help="without the part that strace does")
