@@ -149,8 +149,9 @@ class Place:
         with suppress(OSError, LaunchError):
             ours = file_id(os.stat(self.component, dir_fd=self.locks, follow_symlinks=False))
             for held in list(linux.ledger().descriptors):
-                if file_id(os.fstat(held)) == ours:
-                    linux.close(held)
+                with suppress(OSError):  # one that cannot be looked at must not hide the one that is looked for
+                    if file_id(os.fstat(held)) == ours:
+                        linux.close(held)
             fd = take_lock(self.locks, self.component, self.path, create=False)
             self.lock = -1 if fd is None else fd
 

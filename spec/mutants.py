@@ -436,9 +436,10 @@ def schema(module: Module, given: Mapping[int, Mutant], asked: Properties) -> st
             *(_stuck(f"Stuck{n}", [terms[term] for term in terms if term != gone]) for n, gone in unfair.items()),
             _stuck("Stuck", terms.values()),
             "SchemaInit == Init /\\ mutant = 0 /\\ quiet = (budget = 0) /\\ owed = FirstOwed",
-            "Strange ==",
+            "Strange == mutant = 0 /\\ (",
             "  \\/ FALSE",
-            *(f"  \\/ mutant = 0 /\\ M{n} /\\ ~{m.action} /\\ mutant' = {n}" for n, m in changed.items()),
+            *(f"  \\/ M{n} /\\ ~{m.action} /\\ mutant' = {n}" for n, m in changed.items()),
+            "  )",
             "Usual == (" + " \\/ ".join(f"X{root}" for root in ROOTS) + " \\/ Environment) /\\ UNCHANGED mutant",
             "SchemaNext == (Usual \\/ Strange) /\\ UNCHANGED quiet /\\ owed' = NextOwed",
             'Killed(m, names) == names = {} \\/ PrintT(<<"killed", m, names>>)',
@@ -472,9 +473,13 @@ def _body(module: Module, its: Iterable[Mutant]) -> str:
 
 
 def _choice(action: str, given: Mapping[int, Mutant]) -> str:
-    arms = [f"mutant = {n} -> M{n}" for n, m in given.items() if m.action == action]
-    arms += [f"mutant = {n} -> M{n}b" for n, m in given.items() if m.beside and m.beside.action == action]
-    return f"X{action} == CASE {' [] '.join([*arms, f'OTHER -> {action}'])}" if arms else f"X{action} == {action}"
+    arms = {n: f"M{n}" for n, m in given.items() if m.action == action}
+    arms |= {n: f"M{n}b" for n, m in given.items() if m.beside and m.beside.action == action}
+    if not arms:
+        return f"X{action} == {action}"
+    # One look into a set rather than at each arm: of most mutants this is no action that they change.
+    cases = " [] ".join(f"mutant = {n} -> {body}" for n, body in arms.items())
+    return f"X{action} == IF mutant \\in {{{', '.join(map(str, arms))}}} THEN CASE {cases} ELSE {action}"
 
 
 def _group(module: Module, name: str) -> str:

@@ -233,7 +233,7 @@ def _kinds(one: check.Configuration) -> set[str]:
 
 def run(chosen: Sequence[Task]) -> Iterator[Ended]:
     """Run all, two at a time, and give each as it ends."""
-    with ThreadPoolExecutor(WORKERS) as pool:
+    with tlc.many(), ThreadPoolExecutor(WORKERS) as pool:
         running: list[Future[Ended]] = [pool.submit(_end, task) for task in chosen]
         for done in as_completed(running):
             yield done.result()

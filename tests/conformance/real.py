@@ -16,7 +16,7 @@ import select
 import signal
 import socket
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,8 @@ S = LaunchState
 NEXT = {S.UNRESOLVED: "Resolve", S.RESOLVED: "Prepare", S.CONFINED: "Exec"}
 PATIENCE = 20
 """Seconds for one step; more is a hang."""
+Descriptor = tuple[int, os.stat_result, str]
+"""Its number, what it refers to, and by which name."""
 
 
 class Hang(Exception):
@@ -402,7 +404,7 @@ class RealDriver:
             os.close(pidfd)
             return
         images = {"copy": [s / "runsc" for s in world.stages], "store": [world.home / "bin/runsc", world.release]}
-        for path in images.get(self._facts.method, self._memfds()):
+        for path in images.get(self._facts.method, self._memfds(self._descriptors())):
             with suppress(FileNotFoundError):
                 path.chmod(0o444)
 
@@ -467,12 +469,12 @@ class RealDriver:
     def _look_at_launcher(self) -> dict[str, object]:
         if not self._pid:
             return {"alive": False, **_NOTHING}
-        descriptors = {fd: status for fd, status, _ in self._descriptors()}
+        descriptors = self._descriptors()
         child = self.child()
         seen: dict[str, object] = {
             "alive": True,
-            "held": self._world.is_held(descriptors),
-            "staged": self._staged(),
+            "held": self._world.is_held({fd: status for fd, status, _ in descriptors}),
+            "staged": self._staged(descriptors),
             "image": "none",
             "confined": "none",
             "proved": False,
@@ -482,23 +484,23 @@ class RealDriver:
         seen["state"] = self._seen_state(seen, child)
         return seen
 
-    def _descriptors(self) -> list[tuple[int, os.stat_result, str]]:
+    def _descriptors(self) -> list[Descriptor]:
         found = []
         for path in Path(f"/proc/{self._pid}/fd").iterdir():
             with suppress(FileNotFoundError):  # closed meanwhile
                 found.append((int(path.name), path.stat(), os.readlink(path)))
         return found
 
-    def _memfds(self) -> list[Path]:
+    def _memfds(self, descriptors: Sequence[Descriptor]) -> list[Path]:
         folder = f"/proc/{self._pid}/fd"
-        return [Path(folder, str(fd)) for fd, _, name in self._descriptors() if name.startswith("/memfd:runsc")]
+        return [Path(folder, str(fd)) for fd, _, name in descriptors if name.startswith("/memfd:runsc")]
 
-    def _staged(self) -> str:
+    def _staged(self, descriptors: Sequence[Descriptor]) -> str:
         """The bytes that the launcher holds where nobody can change them, or in its own directory."""
-        images = self._memfds()
+        images = self._memfds(descriptors)
         if self._facts.method == "copy":
             copies = [os.fspath(stage / "runsc") for stage in self._world.stages]
-            images = [Path(name) for _, _, name in self._descriptors() if name in copies]
+            images = [Path(name) for _, _, name in descriptors if name in copies]
         if not images:
             return "nothing"
         # Of a set, one is runsc.
@@ -569,10 +571,13 @@ class RealDriver:
         return S.UNRESOLVED if seen["held"] == "nothing" else S.RESOLVED
 
     def _lock(self) -> str:
-        holder = self._world.lock_holder()
-        if holder is None:
+        if not self._world.is_locked():
             return "free"
-        return "ours" if holder == self._pid else "theirs"
+        # Not from /proc/locks: whoever reads that holds up every lock of the machine for a moment.
+        for fd, _, name in self._descriptors() if self._pid else ():
+            if name == os.fspath(self._world.lock) and "FLOCK" in Path(f"/proc/{self._pid}/fdinfo/{fd}").read_text():
+                return "ours"
+        return "theirs"
 
 
 def ways(asked: Facts) -> frozenset[str]:

@@ -63,7 +63,7 @@ class Site:
 
 
 @contextmanager
-def site(size: str = "32m") -> Iterator[Site]:
+def site(size: str = "8m") -> Iterator[Site]:
     """A place for worlds; its file systems are gone afterwards."""
     with private_directory() as path:
         made = Site(path, path / "standin", path / "mood")
@@ -284,7 +284,7 @@ class World:
         (self.base / "locks").mkdir(mode=0o700, parents=True, exist_ok=True)
         if "SpoilBase" not in self.history:
             self.base.chmod(0o700)
-        self._lock = os.open(self.base / "locks" / CONTAINER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._lock = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.write(self._lock, owner_line(os.getpid()))
 
@@ -352,19 +352,24 @@ class World:
         now = os.statvfs(self.site.disk)
         return now.f_bavail * now.f_bsize
 
-    def lock_holder(self) -> int | None:
-        """The process that holds the container's lock, from the kernel's table; None when it is free."""
+    @property
+    def lock(self) -> Path:
+        """The file of the container's lock."""
+        return self.base / "locks" / CONTAINER
+
+    def is_locked(self) -> bool:
+        """Is it taken, as whoever tries to take it finds."""
         try:
-            status = os.stat(self.base / "locks" / CONTAINER)
+            fd = os.open(self.lock, os.O_RDONLY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
-            return None
-        major, minor = os.major(status.st_dev), os.minor(status.st_dev)
-        wanted = f"{major:02x}:{minor:02x}:{status.st_ino}"
-        for line in Path("/proc/locks").read_text().splitlines():
-            fields = line.split()
-            if fields[1] == "FLOCK" and fields[5] == wanted:
-                return int(fields[4])
-        return None
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
 
     def is_held(self, descriptors: Mapping[int, os.stat_result]) -> object:
         """What the judged file looks like through the launcher's descriptors."""

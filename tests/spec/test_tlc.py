@@ -1,5 +1,6 @@
 """What TLC is asked cannot be thinned unseen, and its answers are read as they are. test_check.py runs them all."""
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -162,6 +163,33 @@ def test_a_counterexample_is_read(tmp_path: Path) -> None:
     verdict = tlc.run(tmp_path / "Counter.tla", tmp_path / "Counter.cfg")
     assert (verdict.exit, verdict.violated) == (tlc.INVARIANT, ("Small",))
     assert verdict.trace == (("Initial predicate", {"n": "0"}), ("Add", {"n": "1"}), ("Add", {"n": "2"}))
+
+
+def test_many_runs_answer_as_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the first run leaves for those after it changes no answer, is not taken before it is whole, and goes."""
+    (tmp_path / "Counter.tla").write_text(
+        COUNTER.format(step="Add == n' = n + 1", next="Add").replace("====", "Small == n < 2\n====")
+    )
+    (tmp_path / "Counter.cfg").write_text("INIT Init\nNEXT Next\nINVARIANT Small\n")
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+
+    def run() -> tuple[object, ...]:
+        verdict = tlc.run(tmp_path / "Counter.tla", tmp_path / "Counter.cfg")
+        return verdict.exit, verdict.violated, verdict.trace, verdict.distinct
+
+    alone = run()
+    with tlc.many():
+        assert tlc._archives is not None
+        making, _ = tlc._archives.take()
+        assert any("AOTCacheOutput" in word for word in making)
+        assert run() == alone and tlc._archives.take() == ([], None)  # none until it is whole
+    with tlc.many():
+        answers = [run() for _ in range(3)]
+        assert tlc._archives is not None
+        options, made = tlc._archives.take()
+        assert made is None and (not options or f"-XX:AOTCache={tmp_path}" in options[1])  # Java 24 and older have none
+    assert answers == [alone] * 3 and os.listdir(tmp_path / "tmp") == []
 
 
 # ---- the committed graph ----

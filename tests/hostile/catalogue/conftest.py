@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile.catalogue.table import CASES, Case
+from tests.hostile.catalogue.table import CASES, ELSEWHERE, FILE, Case
 
-ELSEWHERE = "elsewhere"
-FILE = "NUCLEUS_GVISOR_CATALOGUE"
 Key = tuple[str, str]
 """A case's id and the kind of caller; or a test's name and `elsewhere`."""
 _observed: dict[Key, list[str]] = {}
@@ -29,10 +27,16 @@ def observe(request: pytest.FixtureRequest, case: Case, mode: object) -> Iterato
         told.append("FAILED")
 
 
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """What tests elsewhere show: whether they passed."""
-    if report.when == "call" or report.failed:
-        _observed.setdefault((report.nodeid, ELSEWHERE), []).append(report.outcome)
+class Elsewhere:
+    """What tests elsewhere show: whether they passed. A conftest's own hook would hear of the tests beside it alone."""
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" or report.failed:
+            _observed.setdefault((report.nodeid, ELSEWHERE), []).append(report.outcome)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Elsewhere())
 
 
 def _shown(name: str) -> str:

@@ -14,6 +14,10 @@ import pytest
 from tests.support.modes import NAMES
 
 EVERY = ("root", "user", "userns")
+ELSEWHERE = "elsewhere"
+"""Stands for the kind of caller where a test of another file shows the case."""
+FILE = "NUCLEUS_GVISOR_CATALOGUE"
+"""Names the file that the table is written to as well."""
 UNPRIVILEGED = ("user", "userns")
 
 

@@ -13,6 +13,7 @@ import re
 import select
 import struct
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,7 +26,7 @@ import pytest
 
 from tests.conformance.kernel import set_immutable
 from tests.hostile.bench import SIX, STRANGER, Bench, Report, files, needs_root, owned, runs, status, variables
-from tests.hostile.catalogue.table import BY_ID, CASES, EVERY, Case, Observe, case
+from tests.hostile.catalogue.table import BY_ID, CASES, ELSEWHERE, EVERY, FILE, Case, Observe, case
 from tests.hostile.sweep import trap
 from tests.hostile.test_weaknesses import (
     DEAF,
@@ -37,7 +38,7 @@ from tests.hostile.test_weaknesses import (
     digest,
     write_bundle,
 )
-from tests.support.modes import NAMESPACE_MODE, ROOT_MODE
+from tests.support.modes import NAMES, NAMESPACE_MODE, ROOT_MODE
 from tests.support.places import ROOT
 
 LINES = Path(__file__).with_name("lines.py").read_text()
@@ -700,6 +701,22 @@ def test_every_case_has_its_test_and_the_other_way_round(request: pytest.Fixture
             if not is_there(test.partition("[")[0], ROOT / file):
                 missing.append(name)
     assert missing == []
+
+
+@pytest.mark.slow
+def test_the_table_tells_what_tests_elsewhere_showed(tmp_path: Path) -> None:
+    """Of a case that only another file's test shows, the table has how that went, not that nothing was run."""
+    here, there = Path(__file__).relative_to(ROOT), BY_ID["U-runsc-nowhere"].shown[0]
+    table = tmp_path / "table.md"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", f"{here}::test_catalogue", there, "-k", "U-runsc-absent or weakness"],
+        cwd=ROOT, env={**os.environ, FILE: os.fspath(table)}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.read_text().splitlines()]
+    seen = {(row[0], row[1]): row[3] for row in rows if len(row) == 5}
+    assert seen["U-runsc-nowhere", ELSEWHERE] == "1 of 1 passed"
+    assert seen["U-runsc-absent", NAMES[0]] == "F:NotFound"
 
 
 def test_the_checks_can_fail(bench: Bench) -> None:
