@@ -315,6 +315,7 @@ class Launches(RuleBasedStateMachine):
             assert complete(records) == (self.machine.state not in PATH[:-1])
 
 
+@pytest.mark.slow  # how long until a random walk comes upon it is chance
 @pytest.mark.parametrize(
     ("action", "guard", "what", "options"),
     [
