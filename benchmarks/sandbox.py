@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,24 +58,23 @@ def life(make: Callable[[], Any]) -> Figures:
     return figures
 
 
-def execs(make: Callable[[], Any], rounds: int) -> list[Figures]:
-    """Commands in one sandbox."""
-    rows = []
-    box = make()
-    for _ in range(rounds):
-        figures: Figures = {}
-        with measured(figures, "one more exec"):
-            box.exec("true")
-        rows.append(figures)
-    box.close()
-    return rows
-
-
-def whole(function: Callable[[], object]) -> Figures:
+def timed(name: str, function: Callable[[], object]) -> Figures:
+    """What one call takes."""
     figures: Figures = {}
-    with measured(figures, "whole"):
+    with measured(figures, name):
         function()
     return figures
+
+
+def in_turn(contenders: dict[str, Callable[[], Figures]], rounds: int) -> dict[str, list[Figures]]:
+    """Each contender's rounds, one of each after the other; the first of each warms up, and does not count."""
+    rows: dict[str, list[Figures]] = {name: [] for name in contenders}
+    for number in range(rounds + 1):
+        for name, measure in contenders.items():
+            figures = measure()
+            if number:
+                rows[name].append(figures)
+    return rows
 
 
 def many(function: Callable[[], object], count: int) -> None:
@@ -112,35 +112,28 @@ def main() -> None:
     release = GVisorRuntime.with_path(given.runsc).release()
     print(f"runsc {release.version} ({release.default_platform}), {given.rounds} rounds, load {os.getloadavg()[0]:.1f}")
     makers: dict[str, Callable[[], Any]] = {"Google's": gvisor.Sandbox, "ours": lambda: Sandbox(runsc=given.runsc)}
-    lives: dict[str, list[Figures]] = {name: [] for name in makers}
-    for number in range(given.rounds + 1):
-        for name, make in makers.items():
-            figures = life(make)
-            if number:  # the first round warms up
-                lives[name].append(figures)
-    compare("A sandbox", lives)
-    compare("A command in a sandbox", {name: execs(make, given.rounds) for name, make in makers.items()})
+    compare("A sandbox", in_turn({name: partial(life, make) for name, make in makers.items()}, given.rounds))
+    boxes = {name: make() for name, make in makers.items()}
+    commands = {name: partial(timed, "one more exec", partial(box.exec, "true")) for name, box in boxes.items()}
+    compare("A command in a sandbox", in_turn(commands, 5 * given.rounds))
+    for box in boxes.values():
+        box.close()
 
     scratch = Path(tempfile.mkdtemp(prefix="nucleus-gvisor-bench-"))
     try:
         plain = bare(given.runsc, release.default_platform, scratch)
-        runs: dict[str, Callable[[], object]] = {
-            "bare runsc run": plain,
-            "run": lambda: run(["true"], runsc=given.runsc),
-        }
-        rows: dict[str, list[Figures]] = {name: [] for name in runs}
-        for number in range(given.rounds + 1):
-            for name, function in runs.items():
-                figures = whole(function)
-                if number:
-                    rows[name].append(figures)
-        compare("One command", rows)
+        ours = partial(run, ["true"], runsc=given.runsc)
+        runs = {"bare runsc run": plain, "run": ours}
+        compare("One command", in_turn({n: partial(timed, "whole", f) for n, f in runs.items()}, given.rounds))
         runs = {
-            "bare, 16 threads": lambda: many(plain, given.many),
-            "run, 16 threads": lambda: many(lambda: run(["true"], runsc=given.runsc), given.many),
-            "arun": lambda: many_on_asyncio(given.runsc, given.many),
+            "bare, 16 threads": partial(many, plain, given.many),
+            "run, 16 threads": partial(many, ours, given.many),
+            "arun": partial(many_on_asyncio, given.runsc, given.many),
         }
-        compare(f"{given.many} commands at once", {name: [whole(function)] for name, function in runs.items()})
+        compare(
+            f"{given.many} commands at once",
+            in_turn({n: partial(timed, "whole", f) for n, f in runs.items()}, given.rounds // 7),
+        )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -531,7 +531,9 @@ def _mounts(place: bytes) -> tuple[int, list[bytes]]:
     open_ones, count = [], 0
     for line in _read(b"/proc/self/mountinfo").splitlines():
         fields = line.split(b" ")
-        point = fields[4].decode("unicode_escape").encode("latin-1")
+        point = fields[4]
+        if b"\\" in point:  # \040 for a space; each child would import that codec anew
+            point = point.decode("unicode_escape").encode("latin-1")
         if point.startswith((place + b"/", b"/dev/")):
             continue
         count += 1

@@ -633,7 +633,7 @@ class Survey:
         return [f for f, module, name in self.citations if module == MODULE and name in names and below in f.path]
 
     def mutants(self, action: Action) -> dict[str, list[str]]:
-        """What was taken out of an action, and the properties that miss it, as TLC found; `spec mutants` has the rest."""
+        """What was taken out of an action, and the properties that miss it; `spec mutants` has the rest."""
         judged = {name.partition(": "): verdict for name, verdict in json.loads(self.sources[MUTANTS]).items()}
         mine = {what: by for (of, _, what), by in judged.items() if of == action.name}
         return {what: by for what, by in mine.items() if not by[0].startswith("equivalent")}
