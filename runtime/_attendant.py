@@ -6,6 +6,9 @@ ps ...) where the sandbox's private tmpfs is, each from the verified image and a
 It looks after the limits that no kernel enforces. And it kills the supervisor, and with it the sandbox, when its owner
 hangs up or ends.
 
+Once a command has ended, it keeps a *spare*: a child that waits to become the next one. To make a child takes longer
+than all else that is done here for a command.
+
 Like `_child` it imports only what is cheap, and runs from a fork and in a fresh interpreter. runsc may be taken over by
 its guest one day, and has the same user: so this process cannot be traced by it, and holds nothing of the host.
 """
@@ -19,6 +22,7 @@ import socket
 import struct
 import termios
 import time
+from collections.abc import Callable
 from typing import Any
 
 try:
@@ -157,12 +161,15 @@ def _attend(link: int, owner: int, image: int, env: dict[bytes, bytes], supervis
         os.dup2(null, target)
     os.close(null)
     linux.set_name(NAME)
+    linux.default_dispositions()  # for what it starts
+    _signal.signal(_signal.SIGPIPE, _signal.SIG_IGN)  # for itself: nobody may be there to be told
     boss = os.pidfd_open(owner)
     if os.getppid() != owner:  # it ended first, and `boss` may be anyone
         return
     sock = socket.socket(fileno=link)
     sock.send(HELLO.pack(os.getpid()))
     commands: dict[int, tuple[int, int]] = {}  # pidfd -> (pid, channel)
+    starter = Starter(image, env)
     poll = select.poll()
     watch = Watch(pid)
     for fd in (link, boss, supervisor):
@@ -175,7 +182,7 @@ def _attend(link: int, owner: int, image: int, env: dict[bytes, bytes], supervis
         for fd, _ in ready:
             if fd == link:
                 # A child of the owner's may hold the other end too: its end is one sign of the owner's, not the only.
-                if not _command(sock, image, env, commands, poll, watch):
+                if not _command(sock, starter, commands, poll, watch):
                     return
             elif fd in (boss, supervisor):
                 return
@@ -190,6 +197,7 @@ def _attend(link: int, owner: int, image: int, env: dict[bytes, bytes], supervis
                 except OSError:
                     pass  # nobody wants to know
                 os.close(channel)
+                starter.provide()
             else:
                 for pidfd, (_, channel) in commands.items():
                     if channel == fd:  # its reader has gone: so shall the command
@@ -198,8 +206,7 @@ def _attend(link: int, owner: int, image: int, env: dict[bytes, bytes], supervis
 
 def _command(
     sock: socket.socket,
-    image: int,
-    env: dict[bytes, bytes],
+    starter: "Starter",
     commands: dict[int, tuple[int, int]],
     poll: "select.poll",
     watch: "Watch",
@@ -217,15 +224,7 @@ def _command(
         return True
     channel, *given = fds
     try:
-        pid = os.fork()
-        if pid == 0:
-            _become(rest[0], rest[1], given, image, env)
-        try:
-            pidfd = os.pidfd_open(pid)
-        except OSError:
-            os.kill(pid, _signal.SIGKILL)
-            os.waitpid(pid, 0)
-            raise
+        pid, pidfd = starter.start(rest[0], rest[1], given)
         commands[pidfd] = (pid, channel)
         poll.register(pidfd, select.POLLIN)
         poll.register(channel, 0)  # POLLERR: the reader has gone
@@ -237,17 +236,73 @@ def _command(
     return True
 
 
-def _become(argv: list[bytes], terminal: bool, given: list[int], image: int, env: dict[bytes, bytes]) -> None:
-    try:
-        linux.die_with_parent(_signal.SIGKILL)
+class Starter:
+    """Starts commands, from a spare where there is one."""
+
+    def __init__(self, image: int, env: dict[bytes, bytes]) -> None:
+        self._image, self._env = image, env
+        self._spare: tuple[int, int, socket.socket] | None = None
+
+    def start(self, argv: list[bytes], terminal: bool, given: list[int]) -> tuple[int, int]:
+        """Number and pidfd of a process that becomes the image, with `argv`, and `given` as its descriptors 0, 1 ..."""
+        if self._spare is not None:
+            pid, pidfd, link = self._spare
+            self._spare = None
+            try:
+                with link:
+                    socket.send_fds(link, [marshal.dumps((argv, terminal))], given)
+                return pid, pidfd
+            except OSError:  # somebody has killed it
+                os.close(pidfd)
+                _end(pid)
+        return self._fork(lambda: self._become(argv, terminal, given))
+
+    def provide(self) -> None:
+        """Have a spare for the next command, if one can be had."""
+        if self._spare is None:
+            try:
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                with theirs:
+                    self._spare = *self._fork(lambda: self._wait(theirs)), ours
+            except OSError:
+                pass  # the next command is made when it is asked for
+
+    def _fork(self, work: Callable[[], None]) -> tuple[int, int]:
+        """Number and pidfd of a child that does `work`, and dies with this process."""
+        pid = os.fork()
+        if pid == 0:
+            try:
+                linux.die_with_parent(_signal.SIGKILL)
+                work()
+            finally:
+                os._exit(125)
+        try:
+            return pid, os.pidfd_open(pid)
+        except OSError:
+            _end(pid)
+            raise
+
+    def _wait(self, link: socket.socket) -> None:
+        """Become what is asked for; when nobody can ask any more, end."""
+        linux.close_all_but({self._image, link.fileno()})
+        packet, given, _, _ = socket.recv_fds(link, MAX_PACKET, MAX_DESCRIPTORS)
+        if packet:
+            argv, terminal = marshal.loads(packet)
+            self._become(argv, terminal, given)
+
+    def _become(self, argv: list[bytes], terminal: bool, given: list[int]) -> None:
         if terminal:  # then the kernel tells runsc of its keys and its size, and runsc the guest
             os.setsid()
             fcntl.ioctl(given[0], termios.TIOCSCTTY, 0)
-        image = fcntl.fcntl(image, fcntl.F_DUPFD_CLOEXEC, len(given))
+        image = fcntl.fcntl(self._image, fcntl.F_DUPFD_CLOEXEC, len(given))
         linux.arrange(given)
         linux.close_all_but({*range(len(given)), image})
         os.chdir("/")
-        linux.default_signals()
-        os.execve(image, argv, env)
-    finally:
-        os._exit(125)
+        linux.default_signal(_signal.SIGPIPE)
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+        os.execve(image, argv, self._env)
+
+
+def _end(pid: int) -> None:
+    os.kill(pid, _signal.SIGKILL)
+    os.waitpid(pid, 0)

@@ -281,11 +281,16 @@ def default_signal(number: int) -> None:
     _checked(answer, "rt_sigaction", (number,))
 
 
-def default_signals() -> None:
-    """Default dispositions and an empty mask; a signal that came meanwhile takes effect now."""
+def default_dispositions() -> None:
+    """Default dispositions of all signals."""
     for number in range(1, _signal.NSIG):
         if number not in (_signal.SIGKILL, _signal.SIGSTOP):
             default_signal(number)
+
+
+def default_signals() -> None:
+    """Default dispositions and an empty mask; a signal that came meanwhile takes effect now."""
+    default_dispositions()
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
 
 

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -306,7 +307,8 @@ class Commands:
         self.poll, self.watch = select.poll(), _attendant.Watch(os.getpid())
 
     def take(self, image: int) -> bool:
-        return _attendant._command(self.theirs, image, {}, self.commands, self.poll, self.watch)
+        starter = _attendant.Starter(image, {})
+        return _attendant._command(self.theirs, starter, self.commands, self.poll, self.watch)
 
 
 def start(ours: socket.socket, *argv: bytes, output: int | None = None) -> int:
@@ -389,6 +391,36 @@ def test_nobody_waits_for_a_command() -> None:
         assert (code(sandbox), code(attendant)) == (-signal.SIGKILL, 0)
         for fd in (beside, last, output, another, image):
             os.close(fd)
+
+
+def test_commands_have_default_signals() -> None:
+    """The first, and those that begin from a spare: nothing is ignored or blocked, whatever the attendant's own are."""
+    with pair() as (ours, theirs):
+        image = os.open("/bin/grep", os.O_RDONLY | os.O_CLOEXEC)
+
+        def body() -> None:
+            ours.close()
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+            _attendant.start(theirs.fileno(), os.getppid(), image, {})
+            signal.pause()
+
+        sandbox = forked(body)
+        attendant = _attendant.HELLO.unpack(ours.recv(_attendant.HELLO.size))[0]
+        before = linux.children(attendant)
+        for number in range(3):
+            output, theirs_too = os.pipe2(os.O_CLOEXEC)
+            channel = start(ours, b"grep", b"-E", b"^Sig(Blk|Ign)", b"/proc/self/status", output=theirs_too)
+            os.close(theirs_too)
+            assert os.waitstatus_to_exitcode(*_attendant.STATUS.unpack(os.read(channel, _attendant.STATUS.size))) == 0
+            assert os.read(output, 1 << 12) == b"SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n", number
+            while linux.children(attendant) == before:  # until there is a spare
+                time.sleep(0.001)
+            for fd in (output, channel):
+                os.close(fd)
+        ours.close()
+        assert (code(sandbox), code(attendant)) == (-signal.SIGKILL, 0)
+        os.close(image)
 
 
 def test_a_child_that_dies_before_it_is_the_image() -> None:

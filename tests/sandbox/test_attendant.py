@@ -10,6 +10,7 @@ import pytest
 from nucleus_gvisor.runtime import RunscFailed, Sandbox, SandboxGone, _attendant, attendant
 from nucleus_gvisor.runtime.attendant import Attendant, Command
 from tests.e2e import launching
+from tests.sandbox.conftest import MakeSandbox
 
 pytestmark = pytest.mark.real
 
@@ -54,7 +55,7 @@ def test_a_sandbox_that_does_not_answer(box: Sandbox) -> None:
         for pid in stopped:
             os.kill(pid, signal.SIGCONT)
     asked = {pid: what for pid, what in launching.descendants(os.getpid()).items() if before.get(pid) != what}
-    assert launching.gone(asked) == {}
+    assert launching.gone({pid: what for pid, what in asked.items() if "ngv-attendant" not in what}) == {}
     assert box.exec("echo", "alive").stdout == "alive\n"
 
 
@@ -69,6 +70,52 @@ def test_a_command_of_runscs_that_is_killed(box: Sandbox) -> None:
                 process.wait()
         process.kill()
         assert process.returncode == 128 + signal.SIGKILL
+
+
+def _spare(box: Sandbox) -> int:
+    """The child that waits to become the next command; it is made when one has ended, and a moment later."""
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        below = launching.descendants(box._attendant._pid)
+        if len(below) == 1 and not any(b"exec" in _words(pid) for pid in below):
+            return next(iter(below))
+        time.sleep(0.01)
+    pytest.fail(f"no spare: {below}")
+
+
+def test_a_command_begins_from_a_spare(box: Sandbox) -> None:
+    """Not the first, but the next; it has the sandbox's descriptors and nothing else, and is as any other command."""
+    box.exec("true")
+    spare = _spare(box)
+    held = {os.readlink(path).partition(":")[0] for path in Path(f"/proc/{spare}/fd").iterdir()}
+    assert held == {"/dev/null", "socket", "/memfd"}
+    with box.popen(["sleep", "600"]) as process:
+        (runsc,) = launching.descendants(box._attendant._pid)
+        assert runsc == spare and b"exec" in _words(runsc)
+        assert box.exec("echo", "beside").stdout == "beside\n"  # which has none, and does without
+        process.kill()
+    assert box.exec("echo", "after").stdout == "after\n"
+
+
+def test_a_spare_that_is_killed(box: Sandbox) -> None:
+    """The next command is made as the first was, and the one after it from a spare again."""
+    box.exec("true")
+    first = _spare(box)
+    os.kill(first, signal.SIGKILL)
+    assert launching.gone({first: launching.descendants(os.getpid()).get(first, "")}) == {}
+    assert box.exec("echo", "alive").stdout == "alive\n"
+    assert _spare(box) != first
+
+
+def test_a_spare_ends_with_its_sandbox(make: MakeSandbox) -> None:
+    """However that ends: nothing of the attendant's stays."""
+    for end in (Sandbox.close, Sandbox.kill, lambda box: os.kill(box._attendant._pid, signal.SIGKILL)):
+        box = make()
+        box.exec("true")
+        spare = _spare(box)
+        before = {spare: launching.descendants(os.getpid())[spare]}
+        end(box)
+        assert launching.gone(before) == {}
 
 
 def _words(pid: int) -> list[bytes]:
