@@ -262,8 +262,12 @@ class Starter:
         if self._spare is None:
             try:
                 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-                with theirs:
+                try:
                     self._spare = *self._fork(lambda: self._wait(theirs)), ours
+                finally:
+                    theirs.close()
+                    if self._spare is None:
+                        ours.close()
             except OSError:
                 pass  # the next command is made when it is asked for
 

@@ -423,6 +423,26 @@ def test_commands_have_default_signals() -> None:
         os.close(image)
 
 
+def test_where_no_spare_can_be_had_there_is_none() -> None:
+    """Without descriptors for one, nothing stays of the attempt, and a command is made when it is asked for."""
+
+    def body() -> None:
+        linux.close_range(3, 0x7FFFFFFF)
+        starter, null = _attendant.Starter(os.open("/bin/sleep", os.O_RDONLY), {}), os.open("/dev/null", os.O_RDWR)
+        held = os.listdir("/proc/self/fd")
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        for room in range(3):  # for none of the link, for one end, for both and not for the pidfd
+            resource.setrlimit(resource.RLIMIT_NOFILE, (null + 1 + room, hard))
+            starter.provide()
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            assert starter._spare is None and no_child() and os.listdir("/proc/self/fd") == held
+        pid, pidfd = starter.start([b"sleep", b"0"], False, [null] * 3)
+        os.close(pidfd)
+        assert code(pid) == 0
+
+    assert code(forked(body)) == 0
+
+
 def test_a_child_that_dies_before_it_is_the_image() -> None:
     """It has said that it executes, and nobody can see that it did."""
     program = subprocess.Popen(["sleep", "600"])
