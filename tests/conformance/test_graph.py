@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from itf_py import trace_from_json
 
 from nucleus_gvisor.model import conformance as c
 from nucleus_gvisor.model.facts import Facts
@@ -157,6 +158,10 @@ def test_a_trace_is_saved_and_read_again(tmp_path: Path) -> None:
     assert c.load(path) == walk
     data = json.loads(path.read_text())
     assert data["#meta"]["format"] == "ITF" and set(data["states"][0]) - {"#meta"} == set(data["vars"])
+    theirs = trace_from_json(data)  # by the format's own library
+    assert [state.meta["action"] for state in theirs.states[1:]] == list(walk.actions)
+    for state, node in zip(theirs.states, [walk.begin, *(edge.target for edge in walk.edges)], strict=True):
+        assert state.values == {**node.facts.as_dict(), "residue": node.facts.residue, "budget": node.budget}
     assert c.replay(path, c.ModelDriver()).conforms
     path.write_text("[]")
     with pytest.raises(ValueError, match="not an ITF trace"):
