@@ -48,8 +48,8 @@ class Reach:
     """File -> test -> lines of the file that it comes by, itself or in its children."""
 
     def tests(self, mutant: Mutant, first: Sequence[str], most: float) -> list[str]:
-        """Tests that come by the mutant's lines; in each session first those in `first`, then those that come by lines
-        of the same function where few others do, as by what a check refuses with.
+        """Tests that come by the mutant's lines; in each session first those in `first`, then those that are quick, and
+        come by lines of the same function where few others do, as by what a check refuses with.
 
         No more in each session than took `most` seconds, but always those that go through everything.
         """
@@ -70,7 +70,7 @@ class Reach:
         rarest = {test: min((visitors[n] for n in by_test.get(test, ()) if n in scope), default=0) for test in found}
         spent = [0.0] * len(SESSIONS)
         for test in sorted(
-            found - set(kept), key=lambda test: (_session(test), rarest[test] or 999, self.seconds[test])
+            found - set(kept), key=lambda test: (_session(test), (rarest[test] or 999) * self.seconds[test])
         ):
             spent[_session(test)] += self.seconds[test]
             if spent[_session(test)] < most or test.startswith(always):
