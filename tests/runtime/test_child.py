@@ -279,6 +279,20 @@ def test_how_a_nameless_process_ended_says_whether_it_was_a_program(
     child.end()
 
 
+@pytest.mark.parametrize(("name", "ran"), [(_child.WAITING, False), (b"runsc", True)])
+def test_a_name_says_whether_a_process_was_a_program(name: bytes, ran: bool) -> None:
+    """One that ended with the name that it had before execve has not executed, whatever code it ended with."""
+
+    def body() -> None:
+        linux.set_name(name)
+
+    child = supervised(forked(body))
+    status = child.await_exit_status()
+    assert status is not None and status.si_code == os.CLD_EXITED
+    assert _ended_as_a_program(child, status, named=True) is ran
+    child.end()
+
+
 # ---- the attendant ----
 
 

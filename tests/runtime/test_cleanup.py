@@ -471,6 +471,21 @@ def test_unwinding_leaves_nothing(base: Path) -> None:
         it.take()
 
 
+def test_what_could_not_be_removed_is_told_once(base: Path) -> None:
+    """A later attempt that can remove it does, and tells of no old trouble."""
+    with place(base) as it:
+        it.take()
+        it.make()
+        (base / ID / "mnt").mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", base / ID / "mnt"], check=True)
+        try:
+            assert it.remove() != []
+        finally:
+            subprocess.run(["umount", base / ID / "mnt"], check=True)
+        assert it.remove() == []
+    assert os.listdir(base) == ["locks"] and os.listdir(base / "locks") == []
+
+
 def test_a_list_of_what_is_still_there_stays(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a cgroup cannot be removed, the directory that names it stays, for a later collector."""
     monkeypatch.setattr(limits, "PATIENCE", 0.0)

@@ -133,6 +133,40 @@ def test_a_pin_that_does_not_fit_keeps_nothing(path: Path) -> None:
     judged.close()
 
 
+@pytest.mark.parametrize("replaced", ["_same_bytes", "_untouched"])
+def test_an_image_that_is_not_what_was_judged_is_closed(
+    judged: resolve.Judged, monkeypatch: pytest.MonkeyPatch, replaced: str
+) -> None:
+    """A copy that a writer tore, found by its bytes or by the file's times, is neither kept nor held."""
+    answers = iter([True, False] if replaced == "_untouched" else [False])
+    monkeypatch.setattr(stage, replaced, lambda *_: next(answers))
+    with pytest.raises(Changed):
+        stage.sealed(judged.runsc)
+    assert not stage._kept
+
+
+def test_a_set_that_is_copied_in_part_is_closed(path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a side binary cannot be written, the copy of runsc is not held either."""
+    side = base / "gvisor-bin"
+    side.mkdir(mode=0o755)
+    (side / "a").write_bytes(ELF)
+    (side / "a").chmod(0o755)
+    judged = resolve.resolve(os.fsencode(path), Identity.current())
+    write_copy = stage._write_copy
+
+    def failing(item: stage.Sealed, parent: int, name: str, directory: bytes) -> int:
+        if name != "runsc":
+            raise NoSpace("no room", step="Stage")
+        return write_copy(item, parent, name, directory)
+
+    monkeypatch.setattr(stage, "_write_copy", failing)
+    container = base / "container"
+    container.mkdir(mode=0o700)
+    assert isinstance(copied(judged, container), NoSpace)
+    assert len(list(container.glob("exec-allow/stage-*/runsc"))) == 1  # the unwinding removes it
+    judged.close()
+
+
 def copied(judged: resolve.Judged, base: Path) -> LaunchError | stage.Staged:
     """The private copy below `base`, or why there is none."""
     container = os.open(base, os.O_RDONLY | os.O_DIRECTORY)
