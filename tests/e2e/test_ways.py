@@ -8,6 +8,7 @@ import secrets
 import signal
 import stat
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -454,6 +455,27 @@ def test_landlock_around_a_plain_program(base: Path, probe: Path, pipe: Reader) 
     process.record.verify()
     evidence: Any = process.record.evidence("ConfineLandlock")
     assert evidence["abi"] >= 1 and evidence["canaries"][0]["answer"] == "EACCES"
+
+
+LANDLOCK_IN_PLACE = """
+import sys
+from nucleus_gvisor.runtime import GVisorOciRunOptions, GVisorRuntime, OciBundle
+from nucleus_gvisor.runtime.options import Confinement, Program
+options = GVisorOciRunOptions(confinement=Confinement.LANDLOCK, program=Program.PLAIN, artifact_base=sys.argv[2])
+GVisorRuntime.with_path(sys.argv[1]).exec_with_oci_bundle_options("in-place", OciBundle.build(["true"]), options)
+"""
+
+
+def test_landlock_in_place(base: Path, probe: Path) -> None:
+    """The caller restricts itself, last of all, and is then held as a child would be."""
+    if os.geteuid():
+        pytest.skip("needs CAP_SYS_ADMIN: Landlock without no_new_privs")
+    words = [sys.executable, "-c", LANDLOCK_IN_PLACE, os.fspath(probe), os.fspath(base)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert {report["exec"][name] for name in ("/bin/true", "/usr/bin/su", "/bin/sh", "loader")} == {"EACCES"}
+    assert (report["itself"], report["no_new_privs"]) == ("OK", 0)
 
 
 LANDLOCK = """
