@@ -109,6 +109,9 @@ def test_in_place(either: Caller) -> None:
         assert "NoNewPrivs:\t1" in Path(f"/proc/{process.pid}/status").read_text()
         assert os.readlink(f"/proc/{process.pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt")
         assert below
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        names = {Path(f"/proc/{child}/comm").read_text().strip() for child in children}
+        assert not any(name.startswith(("python", "ngv")) for name in names)  # who proved it is gone, and reaped
         _, errors = process.communicate("go\n", timeout=30)
     assert process.returncode == 42, errors
     # Nobody was left to take the directory away: the next launch does.

@@ -471,6 +471,32 @@ def test_unwinding_leaves_nothing(base: Path) -> None:
         it.take()
 
 
+def test_a_lock_can_be_opened_again_whatever_the_umask(base: Path) -> None:
+    """Left by a launch that was killed, a lock without a mode would be an ordinary user's for ever."""
+    before = os.umask(0o777)
+    try:
+        with place(base) as it:
+            it.take()
+            assert (base / "locks" / ID).stat().st_mode & 0o7777 == 0o600
+            assert it.remove() == []
+    finally:
+        os.umask(before)
+
+
+def test_a_lock_leads_to_its_file_or_locks_nothing(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once the file has been removed, nor when there is another; a collector then lets it be."""
+    with place(base) as it:
+        it.take()
+        path, fd = base / "locks" / ID, it.lock
+        assert cleanup._leads_to(ID, it.locks, fd)
+        path.rename(base / "locks/aside")
+        assert not cleanup._leads_to(ID, it.locks, fd)
+        path.touch(mode=0o600)
+        assert not cleanup._leads_to(ID, it.locks, fd)
+        monkeypatch.setattr(cleanup, "_leads_to", lambda *_: False)
+        assert cleanup.take_lock(it.locks, ID, b"", create=False) is None
+
+
 def test_what_could_not_be_removed_is_told_once(base: Path) -> None:
     """A later attempt that can remove it does, and tells of no old trouble."""
     with place(base) as it:

@@ -1,6 +1,8 @@
 """What a child's word means, and what is asked of a binary only once."""
 
 import errno
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,15 @@ def test_what_a_refusal_means(told: tuple[Any, ...], kind: type[LaunchError], wo
     assert isinstance(error.__cause__, OSError) is (told[0] == "call")
 
 
+def sockets() -> list[str]:
+    """The sockets that this process has."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # the listing's own
+            found.append(os.readlink(f"/proc/self/fd/{name}"))
+    return [target for target in found if target.startswith("socket:")]
+
+
 @pytest.mark.real
 def test_equal_bytes_are_asked_once(base: Path, release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second launch of a process takes the first one's answers; whoever asks for a platform still gets its own."""
@@ -48,6 +59,8 @@ def test_equal_bytes_are_asked_once(base: Path, release: Release, monkeypatch: p
     runtime, bundle = GVisorRuntime.with_path(release.path), OciBundle.build(["true"])
     for number in range(2):
         options = GVisorOciRunOptions(platform="auto", artifact_base=base)  # type: ignore[arg-type]
+        before = sockets()
         with runtime.spawn(f"job-{number}", bundle, options) as job:
+            assert sockets() == before  # the link to the child is of no use once it has executed
             assert job.wait(timeout=60) == 0
     assert asked == [2, 0]

@@ -73,6 +73,13 @@ def test_what_a_wrapper_is(base: Path, text: bytes, error: type[LaunchError] | N
     assert isinstance(found, error) and words in str(found)
 
 
+def test_a_file_that_is_exchanged_while_it_is_opened_is_closed(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was opened is not what was looked at: neither is held."""
+    numbers = iter(range(10))
+    monkeypatch.setattr(resolve, "file_id", lambda _: (0, next(numbers)))
+    assert "replaced while it was opened" in str(refusal(write(base / "runsc", ELF)))
+
+
 def test_a_store_that_can_be_written_is_none(base: Path) -> None:
     """What was opened for it is closed again."""
     assert "the store can be written" in str(refusal(write(base / "runsc", ELF), store=True))
