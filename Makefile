@@ -38,7 +38,7 @@ TESTS = pytest="env --default-signal=INT,QUIT $${PYTEST:-$(BIN)/pytest}"; status
 # The model, the graph, the steps by themselves, and one real launch a kind of caller: a minute at most.
 QUICK = tests/model tests/spec/test_graph_equality.py tests/spec/test_names.py tests/test_repository.py \
 	tests/test_deviations.py $(addprefix tests/runtime/test_,$(addsuffix .py,reference options identity paths runsc \
-	audit cleanup elf))
+	audit cleanup elf resolve stage prepare exec))
 
 check: setup-test lint ## The quick part, before each commit: lint, types, the model and the steps by themselves
 	@$(BIN)/pytest -q -m "not slow" $(QUICK)

@@ -20,7 +20,7 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 
 from tests.mutation import reach
-from tests.mutation.mutants import FILES, Mutant, mutants
+from tests.mutation.mutants import FILES, Mutant, accounted, mutants
 from tests.mutation.nest import TEST_SECONDS, Nest
 from tests.support.places import ROOT
 
@@ -230,7 +230,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         problems = check(chosen, matrix, given.jobs)
     print(table(matrix, present))
     if not given.only:
-        problems += differences(matrix, present)
+        ours = {id: entry for id, entry in matrix.items() if accounted(id)}
+        problems += differences(ours, [mutant for mutant in present if accounted(mutant.id)])
     for problem in problems:
         print(f"FAILED {problem}")
     seconds = time.monotonic() - began

@@ -18,7 +18,7 @@ A mutant's id is `file:function:operator:ordinal`: lines that move do not change
 import ast
 import difflib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -28,9 +28,16 @@ RUNTIME = (
     "steps/resolve", "steps/prepare", "steps/stage", "steps/confine", "steps/exec_", "steps/fail", "paths", "_child",
     "cleanup", "_linux", "supervisor", "audit", "elf", "identity", "options", "runsc", "streams", "bundle", "launch",
 )  # fmt: skip
+OPERATORS = ("check", "operand", "verdict", "call", "finally", "flag", "keyword", "row")
 FILES = (*(f"model/{name}.py" for name in MODEL), *(f"runtime/{name}.py" for name in RUNTIME))
-DONE = tuple(f"model/{name}.py" for name in ("guards", "table", "invariants", "machine"))
-"""Files of whose mutants none may be without a killer or a reason. For the others `--find` has not been through yet."""
+STEPS = ("check", "verdict", "call")
+DONE: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys((f"model/{name}.py" for name in ("guards", "table", "invariants", "machine")), OPERATORS),
+    **dict.fromkeys((f"runtime/{name}.py" for name in RUNTIME if name.startswith("steps/")), STEPS),
+    "runtime/cleanup.py": STEPS,
+}
+"""File -> operators of whose mutants none may be without a killer or a reason: each guard, each check in a step, each
+clean-up. For the others `--find` has not been through yet."""
 HARDENING = frozenset(
     {
         "auto_transitions", "queued", "allow_nan", "object_pairs_hook", "follow_symlinks", "strict", "recursive", "set",
@@ -69,6 +76,12 @@ class Mutant:
 
 Change = tuple[str, ast.AST, str, str]
 """Operator, the node that is replaced, what stands there instead, and what is said of it."""
+
+
+def accounted(id: str) -> bool:
+    """Is the mutant one of those that are all accounted for."""
+    file, _, operator, _ = id.split(":")
+    return operator in DONE.get(file, ())
 
 
 def mutants(root: Path, files: Sequence[str] = FILES) -> list[Mutant]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.mutation.__main__ import OTHER, Entry, differences, kind, load, table
-from tests.mutation.mutants import DONE, FILES, Mutant, mutants, of_file
+from tests.mutation.mutants import DONE, FILES, OPERATORS, Mutant, accounted, mutants, of_file
 from tests.mutation.nest import Nest
 from tests.support.places import ROOT
 
@@ -31,10 +31,10 @@ def changes(source: str, name: str = "runtime/x.py") -> list[str]:
 
 
 def test_the_matrix_is_of_the_present_code() -> None:
-    """Each mutant of the files that are done has a killer or a reason, and nothing else stands in the matrix."""
-    done = [mutant for mutant in PRESENT if mutant.file in DONE]
-    matrix = {id: entry for id, entry in MATRIX.items() if id.split(":")[0] in DONE}
-    assert differences(matrix, done) == []
+    """Each mutant that is to be accounted for has a killer or a reason, and no other stands in the matrix for it."""
+    ours = [mutant for mutant in PRESENT if accounted(mutant.id)]
+    assert {mutant.file for mutant in ours} == set(DONE)
+    assert differences({id: entry for id, entry in MATRIX.items() if accounted(id)}, ours) == []
 
 
 def test_each_kill_is_by_a_test_that_is_there() -> None:
@@ -131,6 +131,11 @@ def test_rows() -> None:
         'row "B": cause "fault"',
         'row "B": from S.CONFINED',
     ]
+
+
+def test_every_operator_is_known_by_its_name() -> None:
+    """What is to be accounted for names operators that there are."""
+    assert {mutant.id.split(":")[2] for mutant in PRESENT} == set(OPERATORS)
 
 
 def test_ids_do_not_move_with_lines() -> None:
