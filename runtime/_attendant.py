@@ -6,8 +6,8 @@ ps ...) where the sandbox's private tmpfs is, each from the verified image and a
 It looks after the limits that no kernel enforces. And it kills the supervisor, and with it the sandbox, when its owner
 hangs up or ends.
 
-Once a command has ended, it keeps a *spare*: a child that waits to become the next one. To make a child takes longer
-than all else that is done here for a command.
+Once it has started a command, it makes a *spare*: a child that waits to become the next one. To make a child takes
+longer than all else that is done here for a command, and while one runs there is time.
 
 Like `_child` it imports only what is cheap, and runs from a fork and in a fresh interpreter. runsc may be taken over by
 its guest one day, and has the same user: so this process cannot be traced by it, and holds nothing of the host.
@@ -41,6 +41,8 @@ HELLO = struct.Struct("=i")
 
 GLANCE = 0.05
 """Seconds between two looks at a guest's memory."""
+LULL = 5
+"""Milliseconds without anything to do, after which there is time for other things."""
 BLIND = 20.0
 """Seconds after which a guest whose memory cannot be seen is ended."""
 
@@ -175,7 +177,12 @@ def _attend(link: int, owner: int, image: int, env: dict[bytes, bytes], supervis
     for fd in (link, boss, supervisor):
         poll.register(fd, select.POLLIN)
     while True:
-        ready = poll.poll(watch.pause())
+        pause = watch.pause()
+        if starter.lacks:
+            pause = LULL if pause is None else min(pause, LULL)
+        ready = poll.poll(pause)
+        if starter.lacks and not ready:
+            starter.provide()
         if limit := watch.met():
             sock.send(limit.encode())
             return
@@ -197,7 +204,6 @@ def _attend(link: int, owner: int, image: int, env: dict[bytes, bytes], supervis
                 except OSError:
                     pass  # nobody wants to know
                 os.close(channel)
-                starter.provide()
             else:
                 for pidfd, (_, channel) in commands.items():
                     if channel == fd:  # its reader has gone: so shall the command
@@ -242,9 +248,12 @@ class Starter:
     def __init__(self, image: int, env: dict[bytes, bytes]) -> None:
         self._image, self._env = image, env
         self._spare: tuple[int, int, socket.socket] | None = None
+        self.lacks = False
+        """Is a spare to be made when there is time."""
 
     def start(self, argv: list[bytes], terminal: bool, given: list[int]) -> tuple[int, int]:
         """Number and pidfd of a process that becomes the image, with `argv`, and `given` as its descriptors 0, 1 ..."""
+        self.lacks = True
         if self._spare is not None:
             pid, pidfd, link = self._spare
             self._spare = None
@@ -258,18 +267,18 @@ class Starter:
         return self._fork(lambda: self._become(argv, terminal, given))
 
     def provide(self) -> None:
-        """Have a spare for the next command, if one can be had."""
-        if self._spare is None:
+        """Have a spare for the next command, if one can be had; otherwise that is made when it is asked for."""
+        self.lacks = False
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             try:
-                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-                try:
-                    self._spare = *self._fork(lambda: self._wait(theirs)), ours
-                finally:
-                    theirs.close()
-                    if self._spare is None:
-                        ours.close()
-            except OSError:
-                pass  # the next command is made when it is asked for
+                self._spare = *self._fork(lambda: self._wait(theirs)), ours
+            finally:
+                theirs.close()
+                if self._spare is None:
+                    ours.close()
+        except OSError:
+            pass  # the next command that is started brings another attempt
 
     def _fork(self, work: Callable[[], None]) -> tuple[int, int]:
         """Number and pidfd of a child that does `work`, and dies with this process."""
