@@ -87,6 +87,8 @@ MAX_TREE = 64
 """A command with more processes than this is ended with its whole sandbox."""
 TREE_PATIENCE = 5.0
 """Seconds after which a command that cannot be ended is ended with its whole sandbox."""
+RUNSC_FAILED = 128
+"""The exit code of a command of runsc's that failed by itself."""
 CHECKPOINT_PATIENCE = 600.0
 """Seconds that a checkpoint may take: all the guest's memory is written."""
 _ROW = re.compile(
@@ -980,6 +982,8 @@ class GuestProcess:
                 assert code is not None
                 if code < 0:
                     raise self._sandbox._gone("the command of runsc's was killed")
+                if code == RUNSC_FAILED and self._sandbox.closed:  # pragma: no cover - it hears of the end by chance first
+                    raise self._sandbox._gone("the sandbox ended under the command")
                 self.returncode = code
         return self.returncode
 

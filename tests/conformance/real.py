@@ -289,6 +289,7 @@ class RealDriver:
         if pid == 0:
             try:
                 linux.close_all_but({theirs.fileno(), guest_in, guest_out, log})
+                stage_step._kept.clear()  # what the test's own process has kept is closed here
                 launch = Launch(
                     CONTAINER,
                     os.fspath(self._world.bundle),

@@ -10,7 +10,7 @@ import pytest
 
 from nucleus_gvisor.model.errors import ConfineFailed, LaunchError, NotProved, SafetyViolation, StepFailed
 from nucleus_gvisor.runtime import GVisorOciRunOptions, GVisorRuntime, OciBundle
-from nucleus_gvisor.runtime.steps import confine
+from nucleus_gvisor.runtime.steps import confine, stage
 from nucleus_gvisor.runtime.supervisor import Supervisor
 from tests.conftest import Release
 
@@ -64,3 +64,4 @@ def test_equal_bytes_are_asked_once(base: Path, release: Release, monkeypatch: p
             assert sockets() == before  # the link to the child is of no use once it has executed
             assert job.wait(timeout=60) == 0
     assert asked == [2, 0]
+    stage.forget()
