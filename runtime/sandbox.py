@@ -982,7 +982,7 @@ class GuestProcess:
                 assert code is not None
                 if code < 0:
                     raise self._sandbox._gone("the command of runsc's was killed")
-                if code == RUNSC_FAILED and self._sandbox.closed:  # pragma: no cover - it hears of the end by chance first
+                if code == RUNSC_FAILED and self._sandbox.closed:  # pragma: no cover - by chance it hears first
                     raise self._sandbox._gone("the sandbox ended under the command")
                 self.returncode = code
         return self.returncode
