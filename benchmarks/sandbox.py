@@ -132,7 +132,7 @@ def main() -> None:
         }
         compare(
             f"{given.many} commands at once",
-            in_turn({n: partial(timed, "whole", f) for n, f in runs.items()}, given.rounds // 7),
+            in_turn({n: partial(timed, "whole", f) for n, f in runs.items()}, max(1, given.rounds // 7)),
         )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
