@@ -6,8 +6,8 @@ ps ...) where the sandbox's private tmpfs is, each from the verified image and a
 It looks after the limits that no kernel enforces. And it kills the supervisor, and with it the sandbox, when its owner
 hangs up or ends.
 
-Once it has started a command, it makes a *spare*: a child that waits to become the next one. To make a child takes
-longer than all else that is done here for a command, and while one runs there is time.
+Starting runsc takes longer than what it then does to start a process in the guest. So while one command runs, the next
+one's runsc is started *ahead*: with streams of its own, it waits on a pipe for the process that it is to start.
 
 Like `_child` it imports only what is cheap, and runs from a fork and in a fresh interpreter. runsc may be taken over by
 its guest one day, and has the same user: so this process cannot be traced by it, and holds nothing of the host.
@@ -22,7 +22,7 @@ import socket
 import struct
 import termios
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
 try:
@@ -35,14 +35,14 @@ MAX_DESCRIPTORS = 8
 NAME = b"ngv-attendant"
 STATUS = struct.Struct("=i")
 """What a command's channel carries in the end: its wait status."""
+REFUSED = b"-"
+"""What it carries first for a process that was not started, in place of its number in the guest."""
 HELLO = struct.Struct("=i")
 """The first word: the attendant's process id."""
 
 
 GLANCE = 0.05
 """Seconds between two looks at a guest's memory."""
-LULL = 5
-"""Milliseconds without anything to do, after which there is time for other things."""
 BLIND = 20.0
 """Seconds after which a guest whose memory cannot be seen is ended."""
 
@@ -170,152 +170,247 @@ def _attend(link: int, owner: int, image: int, env: dict[bytes, bytes], supervis
         return
     sock = socket.socket(fileno=link)
     sock.send(HELLO.pack(os.getpid()))
-    commands: dict[int, tuple[int, int]] = {}  # pidfd -> (pid, channel)
-    starter = Starter(image, env)
     poll = select.poll()
-    watch = Watch(pid)
     for fd in (link, boss, supervisor):
         poll.register(fd, select.POLLIN)
+    commands = Commands(image, env, poll)
+    watch = Watch(pid)
     while True:
-        pause = watch.pause()
-        if starter.lacks:
-            pause = LULL if pause is None else min(pause, LULL)
-        ready = poll.poll(pause)
-        if starter.lacks and not ready:
-            starter.provide()
+        ready = poll.poll(watch.pause())
         if limit := watch.met():
             sock.send(limit.encode())
             return
         for fd, _ in ready:
             if fd == link:
                 # A child of the owner's may hold the other end too: its end is one sign of the owner's, not the only.
-                if not _command(sock, starter, commands, poll, watch):
+                packet, given, _, _ = socket.recv_fds(sock, MAX_PACKET, MAX_DESCRIPTORS)
+                if not packet:
                     return
+                word, *rest = marshal.loads(packet)
+                if word == "watch":
+                    watch.begin(*rest)
+                else:
+                    commands.take(word, rest, given)
             elif fd in (boss, supervisor):
                 return
-            elif fd in commands:
-                pid, channel = commands.pop(fd)
-                _, status = os.waitpid(pid, 0)
-                poll.unregister(channel)
-                poll.unregister(fd)
-                os.close(fd)
-                try:
-                    os.write(channel, STATUS.pack(status))
-                except OSError:
-                    pass  # nobody wants to know
-                os.close(channel)
             else:
-                for pidfd, (_, channel) in commands.items():
-                    if channel == fd:  # its reader has gone: so shall the command
-                        _signal.pidfd_send_signal(pidfd, _signal.SIGKILL)
+                commands.hear(fd)
+        commands.provide()  # not before: numbers that were closed, and are given out again, may stand in `ready`
 
 
-def _command(
-    sock: socket.socket,
-    starter: "Starter",
-    commands: dict[int, tuple[int, int]],
-    poll: "select.poll",
-    watch: "Watch",
-) -> bool:
-    """Do what the owner asks for; False when it hung up. The descriptors of a command: the channel, 0, 1, 2, and more.
-
-    A command that cannot be started leaves its channel closed without a status.
-    """
-    packet, fds, _, _ = socket.recv_fds(sock, MAX_PACKET, MAX_DESCRIPTORS)
-    if not packet:
-        return False
-    word, *rest = marshal.loads(packet)
-    if word == "watch":
-        watch.begin(*rest)
-        return True
-    channel, *given = fds
-    try:
-        pid, pidfd = starter.start(rest[0], rest[1], given)
-        commands[pidfd] = (pid, channel)
-        poll.register(pidfd, select.POLLIN)
-        poll.register(channel, 0)  # POLLERR: the reader has gone
-    except OSError:
-        os.close(channel)
-    finally:
-        for fd in given:
-            os.close(fd)
-    return True
+Kind = tuple[bool, tuple[bytes, ...]]
+"""What one that waits ahead is good for: a process that has something to read, or not, and runsc's arguments."""
 
 
-class Starter:
-    """Starts commands, from a spare where there is one."""
+class Command:
+    """A process of runsc's, with the descriptors that there are for it; -1 for those that there are not."""
 
-    def __init__(self, image: int, env: dict[bytes, bytes]) -> None:
-        self._image, self._env = image, env
-        self._spare: tuple[int, int, socket.socket] | None = None
-        self.lacks = False
-        """Is a spare to be made when there is time."""
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.pidfd = -1
+        self.channel = -1
+        """Where its owner hears of it. One that waits ahead has none."""
+        self.told = -1
+        """Where it says its process's number in the guest."""
+        self.process = -1
+        """Where one that waits ahead is told of its process."""
+        self.ends: list[int] = []
+        """Our ends of its streams, until its owner has them."""
+        self.kind: Kind | None = None
 
-    def start(self, argv: list[bytes], terminal: bool, given: list[int]) -> tuple[int, int]:
-        """Number and pidfd of a process that becomes the image, with `argv`, and `given` as its descriptors 0, 1 ..."""
-        self.lacks = True
-        if self._spare is not None:
-            pid, pidfd, link = self._spare
-            self._spare = None
+    def tell(self, process: int) -> bool:
+        """Say what is in file `process`; False when it has ended, or that is more than the pipe takes."""
+        data = os.pread(process, os.fstat(process).st_size, 0)
+        try:
+            told = os.write(self.process, data) == len(data)
+        except OSError:
+            told = False
+        os.close(self.process)
+        self.process = -1
+        return told
+
+    def say(self, packet: bytes, *descriptors: int) -> None:
+        """Tell its owner, should there be one still."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=os.dup(self.channel)) as channel:
             try:
-                with link:
-                    socket.send_fds(link, [marshal.dumps((argv, terminal))], given)
-                return pid, pidfd
-            except OSError:  # somebody has killed it
-                os.close(pidfd)
-                _end(pid)
-        return self._fork(lambda: self._become(argv, terminal, given))
+                socket.send_fds(channel, [packet], descriptors)
+            except OSError:
+                pass  # nobody wants to know
+
+    def close(self) -> None:
+        _close(fd for fd in (self.pidfd, self.channel, self.told, self.process, *self.ends) if fd >= 0)
+
+
+class Commands:
+    """The commands that run, and those that wait ahead, one of a kind."""
+
+    def __init__(self, image: int, env: dict[bytes, bytes], poll: "select.poll") -> None:
+        self._image, self._env, self._poll = image, env, poll
+        self._waited: dict[int, Command] = {}
+        """By each descriptor that is waited for."""
+        self._ahead: dict[Kind, Command] = {}
+        self._wanted: set[Kind] = set()
+        """Those to be started ahead."""
+
+    def take(self, word: str, rest: list[Any], given: list[int]) -> None:
+        """Start what the owner asks for. `given` has its channel, and then, for
+
+        start: its descriptors 0, 1, 2 ...
+        exec: the process to start in the guest, and its streams; without these it gets pipes, and its owner their ends.
+
+        A command that cannot be started leaves its channel closed, without a word.
+        """
+        channel, *given = given
+        try:
+            command = self._start(rest[0], rest[1], given) if word == "start" else self._exec(*rest, *given)
+        except OSError:
+            os.close(channel)
+        else:
+            command.channel = channel
+            self._wait(channel, command, 0)  # for POLLHUP: its reader has gone
+            if command.told >= 0:
+                self._wait(command.told, command)
+        finally:
+            _close(given)
+
+    def hear(self, fd: int) -> None:
+        """Something has happened on `fd`."""
+        command = self._waited.get(fd)
+        if command is None:
+            return  # of one that ended with what was heard just before
+        if fd == command.told:
+            self._started(command)
+        elif fd == command.pidfd:
+            self._ended(command)
+        else:  # its reader has gone: so shall the command
+            self._forget(fd)
+            _signal.pidfd_send_signal(command.pidfd, _signal.SIGKILL)
 
     def provide(self) -> None:
-        """Have a spare for the next command, if one can be had; otherwise that is made when it is asked for."""
-        self.lacks = False
-        try:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        """Start ahead what is wanted, if it can be had; otherwise it is started when it is asked for."""
+        while self._wanted:
+            kind = self._wanted.pop()
             try:
-                self._spare = *self._fork(lambda: self._wait(theirs)), ours
+                reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            except OSError:
+                continue
+            try:
+                command = self._ahead[kind] = self._piped(kind, reader)
+                command.process = writer
+            except OSError:
+                os.close(writer)
             finally:
-                theirs.close()
-                if self._spare is None:
-                    ours.close()
-        except OSError:
-            pass  # the next command that is started brings another attempt
+                os.close(reader)
 
-    def _fork(self, work: Callable[[], None]) -> tuple[int, int]:
-        """Number and pidfd of a child that does `work`, and dies with this process."""
+    def _exec(self, argv: list[bytes], terminal: bool, fed: bool, process: int, *streams: int) -> Command:
+        if streams:
+            return self._executed(argv, terminal, [*streams, process])
+        kind = (fed, tuple(argv))
+        command = self._ahead.pop(kind, None)
+        if command is not None:
+            if command.tell(process):
+                return command
+            _signal.pidfd_send_signal(command.pidfd, _signal.SIGKILL)
+        return self._piped(kind, process)
+
+    def _piped(self, kind: Kind, process: int) -> Command:
+        """One for the process that will be read from `process`, with pipes for streams."""
+        fed, argv = kind
+        ours: list[int] = []
+        theirs: list[int] = []
+        try:
+            for number in range(0 if fed else 1, 3):
+                reader, writer = os.pipe2(os.O_CLOEXEC)
+                ours.append(reader if number else writer)
+                theirs.append(writer if number else reader)
+            # Our own descriptor 0 is /dev/null.
+            command = self._executed(list(argv), False, [*(() if fed else (0,)), *theirs, process])
+        except OSError:
+            _close(ours)
+            raise
+        finally:
+            _close(theirs)
+        command.kind, command.ends = kind, ours
+        return command
+
+    def _executed(self, argv: list[bytes], terminal: bool, given: list[int]) -> Command:
+        """One that says its process's number on its last descriptor."""
+        told, tells = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            command = self._start(argv, terminal, [*given, tells])
+        except OSError:
+            os.close(told)
+            raise
+        finally:
+            os.close(tells)
+        command.told = told
+        return command
+
+    def _start(self, argv: list[bytes], terminal: bool, given: list[int]) -> Command:
+        """The image, executed with `argv`, and with `given` as its descriptors 0, 1 ...; it dies with this process."""
+        parent = os.getpid()
         pid = os.fork()
         if pid == 0:
             try:
                 linux.die_with_parent(_signal.SIGKILL)
-                work()
+                if os.getppid() != parent:  # it ended before this could be asked for
+                    return os._exit(125)
+                if terminal:  # then the kernel tells runsc of its keys and its size, and runsc the guest
+                    os.setsid()
+                    fcntl.ioctl(given[0], termios.TIOCSCTTY, 0)
+                image = fcntl.fcntl(self._image, fcntl.F_DUPFD_CLOEXEC, len(given))
+                linux.arrange(given)
+                linux.close_all_but({*range(len(given)), image})
+                os.chdir("/")
+                linux.default_signal(_signal.SIGPIPE)
+                _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+                os.execve(image, argv, self._env)
             finally:
                 os._exit(125)
+        command = Command(pid)
         try:
-            return pid, os.pidfd_open(pid)
+            command.pidfd = os.pidfd_open(pid)
         except OSError:
-            _end(pid)
+            os.kill(pid, _signal.SIGKILL)
+            os.waitpid(pid, 0)
             raise
+        self._wait(command.pidfd, command)
+        return command
 
-    def _wait(self, link: socket.socket) -> None:
-        """Become what is asked for; when nobody can ask any more, end."""
-        linux.close_all_but({self._image, link.fileno()})
-        packet, given, _, _ = socket.recv_fds(link, MAX_PACKET, MAX_DESCRIPTORS)
-        if packet:
-            argv, terminal = marshal.loads(packet)
-            self._become(argv, terminal, given)
+    def _started(self, command: Command) -> None:
+        """It has said its process's number, or will not any more."""
+        try:
+            number = os.read(command.told, 32)
+        except BlockingIOError:  # it has ended, but not what it started
+            number = b""
+        self._forget(command.told)
+        command.say(number or REFUSED, *command.ends)
+        _close((command.told, *command.ends))
+        command.told, command.ends = -1, []
+        if number and command.kind is not None and command.kind not in self._ahead:
+            self._wanted.add(command.kind)
 
-    def _become(self, argv: list[bytes], terminal: bool, given: list[int]) -> None:
-        if terminal:  # then the kernel tells runsc of its keys and its size, and runsc the guest
-            os.setsid()
-            fcntl.ioctl(given[0], termios.TIOCSCTTY, 0)
-        image = fcntl.fcntl(self._image, fcntl.F_DUPFD_CLOEXEC, len(given))
-        linux.arrange(given)
-        linux.close_all_but({*range(len(given)), image})
-        os.chdir("/")
-        linux.default_signal(_signal.SIGPIPE)
-        _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
-        os.execve(image, argv, self._env)
+    def _ended(self, command: Command) -> None:
+        _, status = os.waitpid(command.pid, 0)
+        if command.channel >= 0:
+            if command.told >= 0:
+                self._started(command)
+            command.say(STATUS.pack(status))
+            self._forget(command.channel)
+        else:
+            self._ahead = {kind: other for kind, other in self._ahead.items() if other is not command}
+        self._forget(command.pidfd)
+        command.close()
+
+    def _wait(self, fd: int, command: Command, event: int = select.POLLIN) -> None:
+        self._waited[fd] = command
+        self._poll.register(fd, event)
+
+    def _forget(self, fd: int) -> None:
+        if self._waited.pop(fd, None) is not None:
+            self._poll.unregister(fd)
 
 
-def _end(pid: int) -> None:
-    os.kill(pid, _signal.SIGKILL)
-    os.waitpid(pid, 0)
+def _close(descriptors: Iterable[int]) -> None:
+    for fd in descriptors:
+        os.close(fd)

@@ -5,6 +5,7 @@ x86-64 and of the architectures that share the generic table from 424 on (arm64,
 """
 
 import _signal  # type: ignore[import-not-found]  # signal without its enumerations: a millisecond less
+import _socket  # likewise
 import ctypes
 import errno
 import fcntl
@@ -255,6 +256,21 @@ def close_all_but(keep: set[int]) -> None:
             close_range(first, fd - 1)
         first = fd + 1
     close_range(first, 0x7FFFFFFF)
+
+
+def receive(link: Any, size: int, most: int) -> tuple[bytes, list[int]]:
+    """A packet of up to `size` bytes with up to `most` descriptors, which no program that is executed gets, unix(7).
+
+    None of them when this process has no room for all.
+    """
+    # As socket.recv_fds, which does not hand its flags on.
+    space = _socket.CMSG_LEN(most * struct.calcsize("i"))
+    packet, extra, flags, _ = link.recvmsg(size, space, _socket.MSG_CMSG_CLOEXEC)
+    fds = [fd for *_, data in extra for (fd,) in struct.iter_unpack("i", data)]
+    if flags & _socket.MSG_CTRUNC:
+        while fds:
+            os.close(fds.pop())
+    return packet, fds
 
 
 def no_new_privs() -> None:

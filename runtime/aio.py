@@ -204,7 +204,7 @@ async def arun(
 ) -> CompletedRun:
     """As `run`. To be cancelled, by `asyncio.timeout` for one, ends the guest first."""
     asked = request(**options)
-    pipes = Pipes(input, stdin, stdout, stderr, capture_output)
+    pipes = Pipes.redirected(input, stdin, stdout, stderr, capture_output)
     try:
         words, process = await _made(lambda: launched(asked, args, pipes), lambda made: made[1].end())
         try:
@@ -312,7 +312,7 @@ class AsyncSandbox:
         """Run a command to its end. To be cancelled ends it first, and what it has started, as a timeout does."""
         words = (cmd, *args)
         deadline = None if timeout is None else time.monotonic() + timeout
-        pipes = Pipes(input, None, None, None, True)
+        pipes = Pipes(input)
         try:
             process = await self._begin(words, pipes, env, cwd, user, deadline)
             with pipes.capture(max_output) as capture:
@@ -371,18 +371,17 @@ class AsyncSandbox:
     ) -> GuestProcess | None:
         """As `Sandbox._start`."""
         box = self._box
-        words, told, command = box._send(args, pipes, env, cwd, user)
+        words, command = box._send(args, pipes, env, cwd, user)
         try:
-            in_time = await _ready(told, select.POLLIN, deadline)
-            in_time = in_time or await _ready(told, select.POLLIN, time.monotonic() + PATIENCE)
-            pid = os.read(told, 32) if in_time else b""
+            in_time = await _ready(command.channel, select.POLLIN, deadline)
+            in_time = in_time or await _ready(command.channel, select.POLLIN, time.monotonic() + PATIENCE)
+            if in_time:
+                pipes.take(command.begun(pipes.to_come))
         except BaseException:
-            await _finish(lambda: box._unsend(told))
+            await _finish(lambda: box._unsend(command, pipes))
             raise
-        finally:
-            os.close(told)
-        if pid:
-            process = GuestProcess(box, words, int(pid), command)
+        if command.pid is not None:
+            process = GuestProcess(box, words, command.pid, command)
             if deadline is not None and time.monotonic() >= deadline:
                 await _finish(process.kill)
                 return None
@@ -390,8 +389,7 @@ class AsyncSandbox:
         if not in_time:
             box.kill()
             return None
-        await _ready(command.channel, select.POLLIN, time.monotonic() + PATIENCE)
-        box._refuse(words, command, pipes)
+        return await _finish(lambda: box._refuse(words, command, pipes))
 
     # ---- files ----
 

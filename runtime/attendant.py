@@ -1,9 +1,10 @@
 """The attendant as its owner sees it: runsc's commands where the sandbox is, and its end with the owner's.
 
-Several threads may ask at once: a request is one packet, and each command answers on a pipe of its own.
+Several threads may ask at once: a request is one packet, and each command answers on a channel of its own.
 """
 
 import array
+import errno
 import marshal
 import os
 import signal
@@ -14,6 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 from nucleus_gvisor.runtime import _attendant
+from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.capture import Capture, readable
 from nucleus_gvisor.runtime.errors import RunscFailed, SandboxGone
 from nucleus_gvisor.runtime.limits import Held
@@ -28,8 +30,24 @@ class Command:
 
     def __init__(self, channel: int) -> None:
         self.channel = channel
-        """Readable once it has ended."""
+        """Readable once it has ended; that of an `exec` also when it has started."""
         self.returncode: int | None = None
+        self.pid: int | None = None
+        """Of an `exec` that `has_begun`: its process's number in the guest; None when there is none."""
+        self.has_begun = False
+
+    def begun(self, count: int) -> list[int]:
+        """Hear, once, how an `exec` has begun: our ends of the `count` pipes that were made for it.
+
+        EMFILE when this process has no room for them.
+        """
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=os.dup(self.channel)) as channel:
+            packet, ends = linux.receive(channel, 32, _attendant.MAX_DESCRIPTORS)
+        self.has_begun = True
+        self.pid = int(packet) if packet.isdigit() else None
+        if packet and len(ends) != count:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return ends
 
     def ended(self, deadline: float | None = None) -> bool:
         """Wait for its end until `deadline` (of time.monotonic; None: for ever); `returncode` is then known.
@@ -108,15 +126,28 @@ class Attendant:
 
         With `terminal`, descriptor 0 becomes the controlling terminal of a session of its own.
         """
-        reader, writer = os.pipe2(os.O_CLOEXEC)
-        command = Command(reader)
+        return self._begin(("start", list(argv), terminal), *descriptors)
+
+    def exec(
+        self, argv: Sequence[bytes], process: int, *streams: int, fed: bool = False, terminal: bool = False
+    ) -> Command:
+        """A command that starts the process in file `process`, which is its descriptor 3, and says its number on 4.
+
+        Without `streams` it gets pipes, and `Command.begun` has our ends: to what it reads, only if it is `fed` (it
+        has nothing to read otherwise), and of its two outputs.
+        """
+        return self._begin(("exec", list(argv), terminal, fed), process, *streams)
+
+    def _begin(self, packet: tuple[Any, ...], *descriptors: int) -> Command:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = Command(ours.detach())
         try:
-            self._send(("start", list(argv), terminal), writer, *descriptors)
+            self._send(packet, theirs.fileno(), *descriptors)
         except BaseException:
             command.close()
             raise
         finally:
-            os.close(writer)
+            theirs.close()
         return command
 
     def ask(self, name: str, argv: Sequence[bytes], timeout: float = PATIENCE, *more: int) -> bytes:

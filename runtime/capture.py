@@ -6,7 +6,7 @@ import stat
 import subprocess
 import termios
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Self
 
@@ -183,26 +183,48 @@ class Capture:
 class Pipes:
     """The three streams of a program: the ends that it gets (`guest`), and those which are kept of what is piped.
 
+    As they are made, for an `exec`: nothing to read but `input`, and two outputs, by pipes of which the attendant has
+    the guest's ends, and ours come later (`take`). `redirected` and `of` have those that a caller asks for.
+
     gVisor keeps an offset of its own, from zero, for a regular file that it is given: two programs would overwrite each
     other's lines, and what was read in part would be read again. A file is copied through a pipe.
     """
 
-    def __init__(
-        self, input: Data | None, stdin: Redirection, stdout: Redirection, stderr: Redirection, capture: bool
-    ) -> None:
+    guest: tuple[int, ...] = ()
+    """All three, or none where they are made elsewhere."""
+
+    def __init__(self, input: Data | None = None) -> None:
         self._close: list[int] = []
         self.terminal = False
         """Are all three one terminal."""
         self.ours = [-1, -1, -1]
         self.copies: dict[int, int] = {}
         """Which of the three -> the regular file that it is copied from or to."""
+        self.fed = input is not None
         self._data = input.encode() if isinstance(input, str) else (input or b"")
+
+    @property
+    def to_come(self) -> int:
+        """How many of our ends are made elsewhere."""
+        return 0 if self.guest else 2 + self.fed
+
+    def take(self, ends: Sequence[int]) -> None:
+        """Our ends of what was made elsewhere; none of them when it was not made after all."""
+        if ends:
+            self.ours[-len(ends) :] = ends
+
+    @classmethod
+    def redirected(
+        cls, input: Data | None, stdin: Redirection, stdout: Redirection, stderr: Redirection, capture: bool
+    ) -> Self:
+        """Streams as `subprocess.run` has them; those that are not given are captured, or the caller's own."""
         if input is not None:
             if stdin not in (None, PIPE):
                 raise ValueError("stdin and input may not both be given")
             stdin = PIPE
         default = PIPE if capture else None
         streams = [DEVNULL if stdin is None else stdin, *(default if s is None else s for s in (stdout, stderr))]
+        self = cls(input)
         guest: list[int] = []
         try:
             for number, stream in enumerate(streams):
@@ -210,7 +232,8 @@ class Pipes:
         except BaseException:
             self.close()
             raise
-        self.guest = (guest[0], guest[1], guest[2])
+        self.guest = tuple(guest)
+        return self
 
     @classmethod
     def of(
@@ -224,14 +247,14 @@ class Pipes:
     ) -> Self:
         """The streams of a `popen`: with `pty` a terminal in their place, our end of which is `ours[1]`."""
         if not pty:
-            return cls(None, stdin, stdout, stderr, False)
+            return cls.redirected(None, stdin, stdout, stderr, False)
         if (stdin, stdout, stderr, text) != (None, None, None, False):
             raise ValueError("a terminal takes the place of the streams")
         if not all(0 < size < 1 << 16 for size in window):
             raise ValueError(f"window {window}: expected rows and columns")
         ours, theirs = os.openpty()
         termios.tcsetwinsize(ours, window)
-        self = cls(None, theirs, theirs, theirs, False)
+        self = cls.redirected(None, theirs, theirs, theirs, False)
         self._close.append(theirs)
         self.ours[1] = ours
         self.terminal = True

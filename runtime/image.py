@@ -142,8 +142,7 @@ def _detached(path: str, identity: FileId) -> int:
         argv = [sys.executable, "-I", "-S", "-B", "-c", _CLONE, folder, path, *map(str, identity)]
         done = subprocess.run(argv, env={}, cwd="/", stdin=theirs.fileno(), capture_output=True)
         theirs.close()
-        _, fds, _, _ = socket.recv_fds(ours, 16, 1)
+        _, fds = linux.receive(ours, 16, 1)
     if not fds:
         raise RunscFailed("runsc checkpoint cannot be given its directory", done.stderr.strip().splitlines()[-1])
-    os.set_inheritable(fds[0], False)
     return fds[0]

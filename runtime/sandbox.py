@@ -162,7 +162,7 @@ def run(
     carry the output until then, GuestFailed with `check` the code too. A LaunchError means that nothing ran.
     """
     asked = request(**options)
-    pipes = Pipes(input, stdin, stdout, stderr, capture_output)
+    pipes = Pipes.redirected(input, stdin, stdout, stderr, capture_output)
     try:
         words, process = launched(asked, args, pipes)
         with process:
@@ -191,7 +191,7 @@ def limited(
     sandbox_id: str,
     bundle: OciBundle | Path,
     options: GVisorOciRunOptions,
-    streams: tuple[int, int, int],
+    streams: Sequence[int],
 ) -> SandboxProcess:
     """`runtime.spawn` of a guest that ends with the calling thread, with an attendant where its limits need one."""
     attendant = Attendant() if limits.watched else None
@@ -506,7 +506,7 @@ class Sandbox:
         """
         words = (cmd, *args)
         deadline = None if timeout is None else time.monotonic() + timeout
-        pipes = Pipes(input, None, None, None, True)
+        pipes = Pipes(input)
         try:
             process = self._start(words, pipes, env, cwd, user, deadline)
             with pipes.capture(max_output) as capture:
@@ -594,18 +594,17 @@ class Sandbox:
         deadline: float | None,
     ) -> "GuestProcess | None":
         """The command, once it runs in the guest; None when `deadline` came first, and then it does not run."""
-        words, told, command = self._send(args, pipes, env, cwd, user)
+        words, command = self._send(args, pipes, env, cwd, user)
         try:
             # A client that was told to start a process and is not heard of is not waited for without end.
-            in_time = readable(told, deadline) or readable(told, time.monotonic() + PATIENCE)
-            pid = os.read(told, 32) if in_time else b""
+            in_time = readable(command.channel, deadline) or readable(command.channel, time.monotonic() + PATIENCE)
+            if in_time:
+                pipes.take(command.begun(pipes.to_come))
         except BaseException:
-            self._unsend(told)
+            self._unsend(command, pipes)
             raise
-        finally:
-            os.close(told)
-        if pid:
-            started = GuestProcess(self, words, int(pid), command)
+        if command.pid is not None:
+            started = GuestProcess(self, words, command.pid, command)
             if deadline is not None and time.monotonic() >= deadline:
                 started.kill()
                 return None
@@ -622,29 +621,26 @@ class Sandbox:
         env: Environment | None,
         cwd: str | None,
         user: User | None,
-    ) -> tuple[tuple[str, ...], int, Command]:
-        """Have a command started: its words, a descriptor that will tell its number in the guest, and the Command."""
+    ) -> tuple[tuple[str, ...], Command]:
+        """Have a command started: its words, and the Command, whose channel will tell its number in the guest."""
         process = self._request.process(args, env, cwd, user)
         process["terminal"] = pipes.terminal
         words = tuple(process["args"])
-        told, tells = os.pipe2(os.O_CLOEXEC)
         argv = self._command("exec", "--process", "/proc/self/fd/3", "--internal-pid-file", "/proc/self/fd/4")
         try:
             with _memory(json.dumps(process).encode()) as file:
-                command = self._attend(argv, *pipes.guest, file.fileno(), tells, terminal=pipes.terminal)
-        except BaseException:
-            os.close(told)
-            raise
+                return words, self._attend(argv, file.fileno(), pipes)
         finally:
-            os.close(tells)
             pipes.started()
-        return words, told, command
 
-    def _unsend(self, told: int) -> None:
+    def _unsend(self, command: Command, pipes: Pipes) -> None:
         """Nobody wants the command any more, which runs or is about to."""
-        if readable(told, time.monotonic() + TREE_PATIENCE) and (pid := os.read(told, 32)):
-            self._end_tree(int(pid), not self._running())
-        else:
+        if not command.has_begun and readable(command.channel, time.monotonic() + TREE_PATIENCE):
+            with suppress(OSError):
+                pipes.take(command.begun(pipes.to_come))
+        if command.pid is not None:
+            self._end_tree(command.pid, not self._running())
+        elif not command.has_begun:
             self.kill()
 
     def _refuse(self, words: tuple[str, ...], command: Command, pipes: Pipes) -> NoReturn:
@@ -659,9 +655,20 @@ class Sandbox:
                 os.set_blocking(fd, False)
                 with suppress(BlockingIOError):
                     output += os.read(fd, 1 << 12)
-        if self.closed or self._process.held.met() is not None:
-            raise self._gone("the sandbox has ended")
+        self._see_that_it_lives()
         raise CannotExec(words, output)
+
+    def _see_that_it_lives(self) -> None:
+        """SandboxGone unless it does: a command of runsc's that failed has the same code for all reasons, and may have
+        heard of the sandbox's end before us.
+        """
+        if self._process.held.met() is not None:
+            raise self._gone("the sandbox met a limit")
+        try:
+            self._ask("ps")
+        except RunscFailed:
+            self.kill()
+            raise self._gone("the sandbox has ended") from None
 
     def _command(self, *words: str) -> list[bytes]:
         """runsc's argument vector for a command on this sandbox: the launch's own flags, and its container id last."""
@@ -679,11 +686,11 @@ class Sandbox:
                 return _limit_met(met, held.limits, None, None)
         return SandboxGone(text)
 
-    def _attend(self, argv: list[bytes], *descriptors: int, terminal: bool = False) -> Command:
+    def _attend(self, argv: list[bytes], process: int, pipes: Pipes) -> Command:
         if os.getpid() != self._owner:
             raise SandboxGone("the sandbox belongs to another process, which forked this one")
         try:
-            return self._attendant.start(argv, *descriptors, terminal=terminal)
+            return self._attendant.exec(argv, process, *pipes.guest, fed=pipes.fed, terminal=pipes.terminal)
         except SandboxGone as error:
             self.kill()  # nobody else would, when only the attendant is gone
             raise self._gone(str(error)) from None
@@ -982,8 +989,8 @@ class GuestProcess:
                 assert code is not None
                 if code < 0:
                     raise self._sandbox._gone("the command of runsc's was killed")
-                if code == RUNSC_FAILED and self._sandbox.closed:  # pragma: no cover - by chance it hears first
-                    raise self._sandbox._gone("the sandbox ended under the command")
+                if code == RUNSC_FAILED:
+                    self._sandbox._see_that_it_lives()
                 self.returncode = code
         return self.returncode
 

@@ -4,12 +4,10 @@ import errno
 import marshal
 import os
 import resource
-import select
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -18,37 +16,12 @@ from typing import Any
 import pytest
 
 from nucleus_gvisor.model.errors import ChildDied, StepFailed
-from nucleus_gvisor.runtime import _attendant, _child
+from nucleus_gvisor.runtime import _child
 from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.steps import exec_
 from nucleus_gvisor.runtime.steps.exec_ import _ended_as_a_program
 from nucleus_gvisor.runtime.supervisor import Supervisor
-
-FAILED = 77
-"""A forked test's exit code when it raised."""
-
-
-def forked(body: Callable[[], object]) -> int:
-    """The id of a child that runs `body`, and exits with what it returns."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os._exit(int(body() or 0))  # type: ignore[call-overload]
-        finally:
-            os._exit(FAILED)
-    return pid
-
-
-def code(pid: int) -> int:
-    """The child's exit code, -N for signal N."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-@contextmanager
-def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with one, other:
-        yield one, other
+from tests.support.forks import code, forked, no_child, pair
 
 
 def supervised(pid: int) -> Supervisor:
@@ -143,15 +116,6 @@ def test_mount_points_below_each_other() -> None:
 def ask(*questions: list[bytes], image: str = "/bin/sleep") -> list[tuple[int, bytes]]:
     fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
     return _child.ask(fd, list(questions), {})
-
-
-def no_child() -> bool:
-    """Has this process no child, not even a dead one."""
-    try:
-        os.waitpid(-1, os.WNOHANG)
-    except ChildProcessError:
-        return True
-    return False
 
 
 def test_who_is_asked_does_not_outlive_a_failure() -> None:
@@ -291,170 +255,6 @@ def test_a_name_says_whether_a_process_was_a_program(name: bytes, ran: bool) -> 
     assert status is not None and status.si_code == os.CLD_EXITED
     assert _ended_as_a_program(child, status, named=True) is ran
     child.end()
-
-
-# ---- the attendant ----
-
-
-def test_an_attendant_whose_owner_is_gone_ends_the_sandbox() -> None:
-    """It knows by its parent's number, and says nothing: `boss` may be anyone by then."""
-    with pair() as (ours, theirs):
-
-        def sandbox() -> None:
-            _attendant.start(theirs.fileno(), 1, theirs.fileno(), {})
-            signal.pause()  # until the attendant ends it
-
-        def owner() -> None:
-            assert code(forked(sandbox)) == -signal.SIGKILL
-            assert code(-1) == 0  # the attendant, a child of the same parent
-
-        assert code(forked(owner)) == 0
-        theirs.close()
-        assert ours.recv(1) == b""
-
-
-class Commands:
-    """An attendant's side of its link, in this process."""
-
-    def __init__(self, theirs: socket.socket) -> None:
-        self.theirs, self.commands = theirs, dict[int, tuple[int, int]]()
-        self.poll, self.watch = select.poll(), _attendant.Watch(os.getpid())
-
-    def take(self, image: int) -> bool:
-        starter = _attendant.Starter(image, {})
-        return _attendant._command(self.theirs, starter, self.commands, self.poll, self.watch)
-
-
-def start(ours: socket.socket, *argv: bytes, output: int | None = None) -> int:
-    """Ask for a command; its channel."""
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    given = [writer, null, null if output is None else output, null]
-    socket.send_fds(ours, [marshal.dumps(("start", list(argv), False))], given)
-    os.close(writer)
-    os.close(null)
-    return reader
-
-
-def test_a_command_that_cannot_be_executed() -> None:
-    """It ends with the code that says so."""
-
-    def body() -> None:
-        with pair() as (ours, theirs):
-            it = Commands(theirs)
-            start(ours, b"x")
-            assert it.take(os.memfd_create("no program"))
-            [(pid, _)] = it.commands.values()
-            assert code(pid) == 125
-
-    assert code(forked(body)) == 0
-
-
-def test_a_command_that_cannot_be_watched_is_not_started() -> None:
-    """Without a descriptor for its pidfd it is ended; its channel closes without a status."""
-
-    def body() -> None:
-        linux.close_range(3, 0x7FFFFFFF)
-        with pair() as (ours, theirs):
-            it = Commands(theirs)
-            reader, image = start(ours, b"sleep", b"600"), os.open("/bin/sleep", os.O_RDONLY)
-            held = sorted(map(int, os.listdir("/proc/self/fd")))[:-1]  # the last is the listing's own
-            low = held[-1] + 1
-            assert held == list(range(low))
-            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (low + 4, hard))  # for the channel, 0, 1 and 2
-            assert it.take(image) and not it.commands and no_child()
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            assert os.read(reader, 1) == b"" and sorted(map(int, os.listdir("/proc/self/fd")))[:-1] == held
-
-    assert code(forked(body)) == 0
-
-
-def test_a_guest_whose_memory_cannot_be_seen_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rather no guest than one that nobody watches; a cgroup that is gone has killed nobody."""
-    watch = _attendant.Watch(os.getpid())
-    watch.begin({"memory": 1 << 50, "oom": "/no/such/memory.events"})
-    assert watch.met() == ""
-    monkeypatch.setattr(_attendant, "BLIND", -1.0)
-    watch.begin({"memory": 1 << 50})
-    assert watch.met() == "memory"
-
-
-def test_nobody_waits_for_a_command() -> None:
-    """A command whose reader hangs up is killed, and the attendant, who has nobody to tell, goes on."""
-    with pair() as (ours, theirs):
-        image = os.open("/bin/sleep", os.O_RDONLY | os.O_CLOEXEC)
-
-        def body() -> None:
-            ours.close()
-            _attendant.start(theirs.fileno(), os.getppid(), image, {})
-            signal.pause()
-
-        sandbox = forked(body)
-        attendant = _attendant.HELLO.unpack(ours.recv(_attendant.HELLO.size))[0]
-        output, theirs_too = os.pipe2(os.O_CLOEXEC)
-        beside = start(ours, b"sleep", b"600")
-        unread, last = start(ours, b"sleep", b"600", output=theirs_too), start(ours, b"sleep", b"0")
-        os.close(theirs_too)
-        assert os.waitstatus_to_exitcode(*_attendant.STATUS.unpack(os.read(last, _attendant.STATUS.size))) == 0
-        os.close(unread)
-        assert os.read(output, 1) == b""  # the command, who held the other end, is gone
-        another = start(ours, b"sleep", b"0")
-        assert len(os.read(another, _attendant.STATUS.size)) == _attendant.STATUS.size
-        ours.close()
-        assert (code(sandbox), code(attendant)) == (-signal.SIGKILL, 0)
-        for fd in (beside, last, output, another, image):
-            os.close(fd)
-
-
-def test_commands_have_default_signals() -> None:
-    """The first, and those that begin from a spare: nothing is ignored or blocked, whatever the attendant's own are."""
-    with pair() as (ours, theirs):
-        image = os.open("/bin/grep", os.O_RDONLY | os.O_CLOEXEC)
-
-        def body() -> None:
-            ours.close()
-            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-            _attendant.start(theirs.fileno(), os.getppid(), image, {})
-            signal.pause()
-
-        sandbox = forked(body)
-        attendant = _attendant.HELLO.unpack(ours.recv(_attendant.HELLO.size))[0]
-        before = linux.children(attendant)
-        for number in range(3):
-            output, theirs_too = os.pipe2(os.O_CLOEXEC)
-            channel = start(ours, b"grep", b"-E", b"^Sig(Blk|Ign)", b"/proc/self/status", output=theirs_too)
-            os.close(theirs_too)
-            assert os.waitstatus_to_exitcode(*_attendant.STATUS.unpack(os.read(channel, _attendant.STATUS.size))) == 0
-            assert os.read(output, 1 << 12) == b"SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n", number
-            while linux.children(attendant) == before:  # until there is a spare
-                time.sleep(0.001)
-            for fd in (output, channel):
-                os.close(fd)
-        ours.close()
-        assert (code(sandbox), code(attendant)) == (-signal.SIGKILL, 0)
-        os.close(image)
-
-
-def test_where_no_spare_can_be_had_there_is_none() -> None:
-    """Without descriptors for one, nothing stays of the attempt, and a command is made when it is asked for."""
-
-    def body() -> None:
-        linux.close_range(3, 0x7FFFFFFF)
-        starter, null = _attendant.Starter(os.open("/bin/sleep", os.O_RDONLY), {}), os.open("/dev/null", os.O_RDWR)
-        held = os.listdir("/proc/self/fd")
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        for room in range(3):  # for none of the link, for one end, for both and not for the pidfd
-            resource.setrlimit(resource.RLIMIT_NOFILE, (null + 1 + room, hard))
-            starter.provide()
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            assert starter._spare is None and no_child() and os.listdir("/proc/self/fd") == held
-        pid, pidfd = starter.start([b"sleep", b"0"], False, [null] * 3)
-        os.close(pidfd)
-        assert code(pid) == 0
-
-    assert code(forked(body)) == 0
 
 
 def test_a_child_that_dies_before_it_is_the_image() -> None:

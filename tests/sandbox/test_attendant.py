@@ -1,13 +1,16 @@
 """The attendant as its owner sees it, when it, or what it runs, does not answer."""
 
 import os
+import resource
 import signal
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from nucleus_gvisor.runtime import RunscFailed, Sandbox, SandboxGone, _attendant, attendant
+from nucleus_gvisor.runtime import CannotExec, RunscFailed, Sandbox, SandboxGone, TimeoutExpired, _attendant, attendant
 from nucleus_gvisor.runtime.attendant import Attendant, Command
 from tests.e2e import launching
 from tests.sandbox.conftest import MakeSandbox
@@ -72,49 +75,133 @@ def test_a_command_of_runscs_that_is_killed(box: Sandbox) -> None:
         assert process.returncode == 128 + signal.SIGKILL
 
 
-def _spare(box: Sandbox) -> int:
-    """The child that waits to become the next command; it is made a moment after one was started."""
+def _ahead(box: Sandbox, count: int = 1) -> list[int]:
+    """The clients of runsc's that wait for what they are to start, once there are `count` and nothing else runs."""
     end = time.monotonic() + 20
     while time.monotonic() < end:
         below = launching.descendants(box._attendant._pid)
-        if len(below) == 1 and not any(b"exec" in _words(pid) for pid in below):
-            return next(iter(below))
+        if len(below) == count and all(b"exec" in _words(pid) for pid in below):
+            return sorted(below)
         time.sleep(0.01)
-    pytest.fail(f"no spare: {below}")
+    pytest.fail(f"not {count} ahead: {below}")
 
 
-def test_a_command_begins_from_a_spare(box: Sandbox) -> None:
-    """Not the first, but the next; it has the sandbox's descriptors and nothing else, and is as any other command."""
+def test_a_client_waits_ahead(box: Sandbox) -> None:
+    """The next command's, which has its streams and nothing else of anybody's; it becomes a command like any other."""
+    assert box.exec("echo", "one").stdout == "one\n"
+    for number in range(3):
+        (ahead,) = _ahead(box)
+        assert os.readlink(f"/proc/{ahead}/fd/0") == "/dev/null"
+        held = [os.readlink(f"/proc/{ahead}/fd/{fd}").partition(":")[0] for fd in range(5)]
+        assert held == ["/dev/null", "pipe", "pipe", "pipe", "pipe"]
+        script = "pwd; id -u; echo $NAME; echo to >&2; test -p /dev/stdin || echo none; exit 3"
+        done = box.exec("sh", "-c", script, cwd="/tmp", user=(7, 7), env={"NAME": str(number)}, check=False)
+        assert (done.stdout, done.stderr, done.returncode) == (f"/tmp\n7\n{number}\nnone\n", "to\n", 3)
+        assert launching.gone({ahead: ""}) == {}
+
+
+def test_one_waits_for_each_kind(box: Sandbox) -> None:
+    """One with something to read and one without; streams of the caller's own are for those that are not ahead."""
+    assert box.exec("cat", input="x").stdout == "x"
+    (fed,) = _ahead(box)
     box.exec("true")
-    spare = _spare(box)
-    held = {os.readlink(path).partition(":")[0] for path in Path(f"/proc/{spare}/fd").iterdir()}
-    assert held == {"/dev/null", "socket", "/memfd"}
+    both = _ahead(box, 2)
+    assert fed in both
     with box.popen(["sleep", "600"]) as process:
-        assert b"exec" in _words(spare)
-        assert box.exec("echo", "beside").stdout == "beside\n"  # from the next, or without one
+        assert box.exec("cat", input="y" * 200_000).stdout == "y" * 200_000
+        assert launching.gone({fed: ""}) == {}
         process.kill()
-    assert box.exec("echo", "after").stdout == "after\n"
+    assert not {fed} & set(_ahead(box, 2))
+    assert box.exec("cat", input=b"", text=False).stdout == b""
 
 
-def test_a_spare_that_is_killed(box: Sandbox) -> None:
-    """The next command is made as the first was, and the one after it from a spare again."""
+def test_several_at_once(box: Sandbox) -> None:
+    """One of them has what waits ahead, and each has its own answer."""
     box.exec("true")
-    first = _spare(box)
+    _ahead(box)
+    with ThreadPoolExecutor(8) as pool:
+        for number, done in enumerate(pool.map(lambda number: box.exec("echo", str(number)), range(32))):
+            assert done.stdout == f"{number}\n"
+    _ahead(box)
+
+
+def test_what_is_refused_ahead(box: Sandbox) -> None:
+    """No such program, and no such directory: in runsc's words, as without one that waits."""
+    box.exec("true")
+    _ahead(box)
+    with pytest.raises(CannotExec, match="no-such-program"):
+        box.exec("no-such-program")
+    with pytest.raises(CannotExec, match="no-such-program"):
+        box.exec("no-such-program")
+    assert box.exec("echo", "alive").stdout == "alive\n"
+
+
+def test_a_process_that_is_too_long_for_a_pipe(box: Sandbox) -> None:
+    """It is read from a file, by a client of its own."""
+    box.exec("true")
+    (ahead,) = _ahead(box)
+    for size in (60_000, 70_000, 120_000):
+        assert box.exec("sh", "-c", "echo ${#LONG}", env={"LONG": "x" * size}).stdout == f"{size}\n"
+    assert launching.gone({ahead: ""}) == {}
+    _ahead(box)
+
+
+def test_one_ahead_that_is_killed(box: Sandbox) -> None:
+    """The next command does without, and the one after it does not."""
+    box.exec("true")
+    (first,) = _ahead(box)
     os.kill(first, signal.SIGKILL)
     assert launching.gone({first: launching.descendants(os.getpid()).get(first, "")}) == {}
     assert box.exec("echo", "alive").stdout == "alive\n"
-    assert _spare(box) != first
+    assert _ahead(box) != [first]
 
 
-def test_a_spare_ends_with_its_sandbox(make: MakeSandbox) -> None:
+def test_one_ahead_that_is_stopped(box: Sandbox) -> None:
+    """It is one that does not answer: the command is given up in time, and what had been started with it goes."""
+    box.exec("true")
+    (ahead,) = _ahead(box)
+    os.kill(ahead, signal.SIGSTOP)
+    threading.Timer(0.5, os.kill, (ahead, signal.SIGCONT)).start()
+    with pytest.raises(TimeoutExpired):
+        box.exec("sleep", "600", timeout=0.1)
+    assert [process.command for process in box.ps()][1:] == []
+    assert box.exec("echo", "alive").stdout == "alive\n"
+
+
+def test_one_ahead_ends_with_its_sandbox(make: MakeSandbox) -> None:
     """However that ends: nothing of the attendant's stays."""
     for end in (Sandbox.close, Sandbox.kill, lambda box: os.kill(box._attendant._pid, signal.SIGKILL)):
         box = make()
         box.exec("true")
-        spare = _spare(box)
-        before = {spare: launching.descendants(os.getpid())[spare]}
+        (ahead,) = _ahead(box)
+        before = {ahead: launching.descendants(os.getpid())[ahead]}
         end(box)
         assert launching.gone(before) == {}
+
+
+def test_no_room_for_the_ends_of_a_command(box: Sandbox) -> None:
+    """Its owner has no descriptors left: the command ends, nothing stays open, and the sandbox goes on."""
+    box.exec("true")
+    _ahead(box)
+    held = sorted(os.listdir("/proc/self/fd"))
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    begun = Command.begun
+
+    def begun_in_need(command: Command, count: int) -> list[int]:
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + 2, hard))  # for the socket, and one end of two
+        try:
+            return begun(command, count)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="Too many open files"):
+        patch.setattr(Command, "begun", begun_in_need)
+        box.exec("sleep", "600")
+    assert sorted(os.listdir("/proc/self/fd")) == held
+    assert [process.command for process in box.ps()][1:] == []
+    assert box.exec("echo", "alive").stdout == "alive\n"
 
 
 def _words(pid: int) -> list[bytes]:

@@ -112,7 +112,7 @@ def test_streams_that_are_refused_leave_nothing_open() -> None:
     """Pipes that were made for the others are closed again."""
     before = os.listdir("/proc/self/fd")
     with pytest.raises(OSError, match="Bad file descriptor"):
-        Pipes("input", None, PIPE, 1 << 20, True)
+        Pipes.redirected("input", None, PIPE, 1 << 20, True)
     assert os.listdir("/proc/self/fd") == before
 
 

@@ -24,7 +24,7 @@ from nucleus_gvisor.runtime import (
     run,
 )
 from nucleus_gvisor.runtime import sandbox as module
-from nucleus_gvisor.runtime.capture import Pipes
+from nucleus_gvisor.runtime.capture import Pipes, readable
 from tests.e2e import launching
 from tests.e2e.launching import Caller
 from tests.sandbox.conftest import MakeSandbox, Options
@@ -136,6 +136,39 @@ def test_a_sandbox_that_ends_while_a_command_starts(new_options: Options) -> Non
         killer.join()
 
 
+@pytest.mark.parametrize("program", ["true", "no-such-program"])
+def test_a_sandbox_that_has_ended_and_not_been_heard_of(new_options: Options, program: str) -> None:
+    """Its kernel is gone, and runsc refuses the command before its supervisor has said so; on a loop as well."""
+
+    def end(box: Sandbox) -> None:
+        os.kill(box.pid, signal.SIGSTOP)
+        words = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in launching.descendants(box.pid)}
+        (kernel,) = [pid for pid in words if b"boot" in words[pid]]
+        pidfd = os.pidfd_open(kernel)
+        os.kill(kernel, signal.SIGKILL)
+        assert readable(pidfd, time.monotonic() + 30)
+        os.close(pidfd)
+
+    async def body() -> None:
+        async with AsyncSandbox(**new_options) as box:
+            end(box._box)
+            with pytest.raises(SandboxGone, match="has ended"):
+                await box.exec(program)
+
+    with Sandbox(**new_options) as box:
+        end(box)
+        with pytest.raises(SandboxGone, match="has ended"):
+            box.exec(program)
+        assert box.wait(timeout=30) == -signal.SIGKILL
+    asyncio.run(body())
+
+
+def test_a_program_that_ends_as_a_failing_runsc_does(box: Sandbox) -> None:
+    """Its code is told, after a look at the sandbox."""
+    assert box.exec("sh", "-c", "echo said; exit 128", check=False).returncode == 128
+    assert box.exec("echo", "alive").stdout == "alive\n"
+
+
 def test_asynchronous_commands_that_do_not_start(new_options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same on a loop, late and cancelled."""
     monkeypatch.setattr(aio, "PATIENCE", 0.5)
@@ -209,7 +242,7 @@ def test_a_command_that_ends_with_its_sandbox(make: MakeSandbox) -> None:
         process.wait(timeout=30)
     box.close()
     with pytest.raises(SandboxGone, match="has ended"):
-        box._refuse(("true",), process.command, Pipes(None, None, None, None, True))
+        box._refuse(("true",), process.command, Pipes())
 
 
 def test_another_process_than_the_owner(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
