@@ -149,10 +149,20 @@ def start(link: int, owner: int, image: int, env: dict[bytes, bytes]) -> None:
             finally:  # whatever went wrong here: a sandbox without its attendant would outlive its owner
                 try:
                     linux.kill_with_all_below(pid, supervisor)
-                finally:  # its commands have asked the kernel to die with this process
-                    os._exit(0)
+                finally:
+                    try:
+                        _end_commands()
+                    finally:
+                        os._exit(0)
     finally:
         os.close(supervisor)
+
+
+def _end_commands() -> None:
+    """They would die with this process: but only once it has, and whoever waits for its end wants to see theirs."""
+    for pid in linux.children(os.getpid()):
+        os.kill(pid, _signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 def _attend(link: int, owner: int, image: int, env: dict[bytes, bytes], supervisor: int, pid: int) -> None:
@@ -189,6 +199,8 @@ def _attend(link: int, owner: int, image: int, env: dict[bytes, bytes], supervis
                 word, *rest = marshal.loads(packet)
                 if word == "watch":
                     watch.begin(*rest)
+                elif word == "ahead":
+                    commands.want(*rest)
                 else:
                     commands.take(word, rest, given)
             elif fd in (boss, supervisor):
@@ -285,6 +297,11 @@ class Commands:
         else:  # its reader has gone: so shall the command
             self._forget(fd)
             _signal.pidfd_send_signal(command.pidfd, _signal.SIGKILL)
+
+    def want(self, kind: Kind) -> None:
+        """Have one of that kind, unless there is one."""
+        if kind not in self._ahead:
+            self._wanted.add(kind)
 
     def provide(self) -> None:
         """Start ahead what is wanted, if it can be had; otherwise it is started when it is asked for."""
@@ -387,8 +404,8 @@ class Commands:
         command.say(number or REFUSED, *command.ends)
         _close((command.told, *command.ends))
         command.told, command.ends = -1, []
-        if number and command.kind is not None and command.kind not in self._ahead:
-            self._wanted.add(command.kind)
+        if number and command.kind is not None:
+            self.want(command.kind)
 
     def _ended(self, command: Command) -> None:
         _, status = os.waitpid(command.pid, 0)

@@ -23,6 +23,8 @@ from nucleus_gvisor.runtime.limits import Held
 PATIENCE = 30.0
 """Seconds that a command of runsc's may take before it is killed and given up."""
 ANSWER_LIMIT = 8 << 20
+FAREWELL = 2.0
+"""Seconds that the attendant may take to end, before it is killed."""
 
 
 class Command:
@@ -138,6 +140,10 @@ class Attendant:
         """
         return self._begin(("exec", list(argv), terminal, fed), process, *streams)
 
+    def prepare(self, argv: Sequence[bytes]) -> None:
+        """An `exec` with `argv`, and nothing to read, will come."""
+        self._send(("ahead", (False, tuple(argv))))
+
     def _begin(self, packet: tuple[Any, ...], *descriptors: int) -> Command:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = Command(ours.detach())
@@ -174,17 +180,38 @@ class Attendant:
             raise RunscFailed(f"runsc {name} failed", output)
         return output
 
+    def hang_up(self) -> None:
+        """Have it end the sandbox and its commands, and then itself; also where a fork of this process has the link."""
+        with suppress(OSError):  # it has ended
+            self._ours.shutdown(socket.SHUT_WR)
+
     def dismiss(self) -> None:
-        """End it, after the supervisor; its commands end with it."""
+        """End it and its commands, after the supervisor."""
         self.theirs.close()
         if not self._pid and self._ours.fileno() >= 0:
             with suppress(SandboxGone):
                 self.meet()
+        self.hang_up()
         self._ours.close()
         if self._pid > 0:
-            # Nobody else reaps our children, so the number is still its own, unless the caller ignores SIGCHLD.
-            with suppress(ChildProcessError, ProcessLookupError):
-                if os.waitpid(self._pid, os.WNOHANG) == (0, 0):
-                    os.kill(self._pid, signal.SIGKILL)
+            in_time = False
+            try:
+                in_time = self._ends()
+            finally:
+                # Nobody else reaps our children, so the number is still its own, unless the caller ignores SIGCHLD.
+                with suppress(ChildProcessError, ProcessLookupError):
+                    if not in_time:
+                        os.kill(self._pid, signal.SIGKILL)
                     os.waitpid(self._pid, 0)
-            self._pid = 0
+                self._pid = 0
+
+    def _ends(self) -> bool:
+        """Does it end in time, and by itself."""
+        try:
+            pidfd = os.pidfd_open(self._pid)
+        except OSError:
+            return False
+        try:
+            return readable(pidfd, time.monotonic() + FAREWELL)
+        finally:
+            os.close(pidfd)

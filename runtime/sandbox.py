@@ -403,6 +403,7 @@ class Sandbox:
             self._attendant.meet()
             process.held.told = self._attendant.told
             self._attendant.watch(process.held)
+            self._attendant.prepare(self._exec)
             if self._image is None:
                 self._await_ready()
             else:
@@ -626,10 +627,9 @@ class Sandbox:
         process = self._request.process(args, env, cwd, user)
         process["terminal"] = pipes.terminal
         words = tuple(process["args"])
-        argv = self._command("exec", "--process", "/proc/self/fd/3", "--internal-pid-file", "/proc/self/fd/4")
         try:
             with _memory(json.dumps(process).encode()) as file:
-                return words, self._attend(argv, file.fileno(), pipes)
+                return words, self._attend(self._exec, file.fileno(), pipes)
         finally:
             pipes.started()
 
@@ -669,6 +669,11 @@ class Sandbox:
         except RunscFailed:
             self.kill()
             raise self._gone("the sandbox has ended") from None
+
+    @property
+    def _exec(self) -> list[bytes]:
+        """runsc's arguments for every command: the process is in a file, for a command line is everybody's to read."""
+        return self._command("exec", "--process", "/proc/self/fd/3", "--internal-pid-file", "/proc/self/fd/4")
 
     def _command(self, *words: str) -> list[bytes]:
         """runsc's argument vector for a command on this sandbox: the launch's own flags, and its container id last."""
@@ -1124,6 +1129,7 @@ def _descendants(processes: list[Process], roots: list[int]) -> list[int]:
 
 
 def _clean_up(process: SandboxProcess, attendant: Attendant, stderr: int, alive: int) -> None:
+    attendant.hang_up()
     process.end()
     attendant.dismiss()
     readable(alive, time.monotonic() + PATIENCE)  # the guest's kernel has ended when nobody holds the other end

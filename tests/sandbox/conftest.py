@@ -1,5 +1,6 @@
 """Fixtures for sandboxes: made in this process for what the interface does, and as each kind of caller."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,12 +10,26 @@ import pytest
 
 from nucleus_gvisor.runtime import Sandbox
 from tests.conftest import Release
+from tests.e2e import launching
 from tests.e2e.conftest import caller, either, first, newer, no_process_left, subreaper  # noqa: F401
 from tests.support import places
 
 MakeSandbox = Callable[..., Sandbox]
 Options = dict[str, Any]
 """Keyword arguments, as `SandboxOptions` has them."""
+
+
+def client() -> int:
+    """The one `runsc exec` of this process's sandboxes that has been told in a file what to start: a `popen`'s."""
+    (pid,) = (pid for pid in launching.descendants(os.getpid()) if _held(pid, 3).startswith("/memfd:process"))
+    return pid
+
+
+def _held(pid: int, fd: int) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/fd/{fd}")
+    except OSError:
+        return ""
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import pytest
 from nucleus_gvisor.runtime import CannotExec, RunscFailed, Sandbox, SandboxGone, TimeoutExpired, _attendant, attendant
 from nucleus_gvisor.runtime.attendant import Attendant, Command
 from tests.e2e import launching
-from tests.sandbox.conftest import MakeSandbox
+from tests.sandbox.conftest import MakeSandbox, client
 
 pytestmark = pytest.mark.real
 
@@ -64,10 +64,8 @@ def test_a_sandbox_that_does_not_answer(box: Sandbox) -> None:
 
 def test_a_command_of_runscs_that_is_killed(box: Sandbox) -> None:
     """What became of the guest's process is not known then, whoever asks and however often."""
-    before = launching.descendants(os.getpid())
     with box.popen(["sleep", "600"]) as process:
-        (runsc,) = [p for p in launching.descendants(os.getpid()) if p not in before and b"exec" in _words(p)]
-        os.kill(runsc, signal.SIGKILL)
+        os.kill(client(), signal.SIGKILL)
         for _ in range(2):
             with pytest.raises(SandboxGone, match="was killed"):
                 process.wait()
@@ -75,49 +73,48 @@ def test_a_command_of_runscs_that_is_killed(box: Sandbox) -> None:
         assert process.returncode == 128 + signal.SIGKILL
 
 
-def _ahead(box: Sandbox, count: int = 1) -> list[int]:
+def _ahead(box: Sandbox, count: int = 1) -> dict[int, str]:
     """The clients of runsc's that wait for what they are to start, once there are `count` and nothing else runs."""
     end = time.monotonic() + 20
     while time.monotonic() < end:
         below = launching.descendants(box._attendant._pid)
         if len(below) == count and all(b"exec" in _words(pid) for pid in below):
-            return sorted(below)
+            return below
         time.sleep(0.01)
     pytest.fail(f"not {count} ahead: {below}")
 
 
 def test_a_client_waits_ahead(box: Sandbox) -> None:
     """The next command's, which has its streams and nothing else of anybody's; it becomes a command like any other."""
-    assert box.exec("echo", "one").stdout == "one\n"
     for number in range(3):
-        (ahead,) = _ahead(box)
+        (ahead,) = found = _ahead(box)
         assert os.readlink(f"/proc/{ahead}/fd/0") == "/dev/null"
         held = [os.readlink(f"/proc/{ahead}/fd/{fd}").partition(":")[0] for fd in range(5)]
         assert held == ["/dev/null", "pipe", "pipe", "pipe", "pipe"]
         script = "pwd; id -u; echo $NAME; echo to >&2; test -p /dev/stdin || echo none; exit 3"
         done = box.exec("sh", "-c", script, cwd="/tmp", user=(7, 7), env={"NAME": str(number)}, check=False)
         assert (done.stdout, done.stderr, done.returncode) == (f"/tmp\n7\n{number}\nnone\n", "to\n", 3)
-        assert launching.gone({ahead: ""}) == {}
+        assert launching.gone(found) == {}
 
 
 def test_one_waits_for_each_kind(box: Sandbox) -> None:
     """One with something to read and one without; streams of the caller's own are for those that are not ahead."""
+    (other,) = _ahead(box)
     assert box.exec("cat", input="x").stdout == "x"
-    (fed,) = _ahead(box)
-    box.exec("true")
     both = _ahead(box, 2)
-    assert fed in both
+    (fed,) = both.keys() - {other}
+    box.exec("true")
+    assert fed in _ahead(box, 2)
     with box.popen(["sleep", "600"]) as process:
         assert box.exec("cat", input="y" * 200_000).stdout == "y" * 200_000
-        assert launching.gone({fed: ""}) == {}
+        assert launching.gone({fed: both[fed]}) == {}
         process.kill()
-    assert not {fed} & set(_ahead(box, 2))
+    assert fed not in _ahead(box, 2)
     assert box.exec("cat", input=b"", text=False).stdout == b""
 
 
 def test_several_at_once(box: Sandbox) -> None:
     """One of them has what waits ahead, and each has its own answer."""
-    box.exec("true")
     _ahead(box)
     with ThreadPoolExecutor(8) as pool:
         for number, done in enumerate(pool.map(lambda number: box.exec("echo", str(number)), range(32))):
@@ -127,7 +124,6 @@ def test_several_at_once(box: Sandbox) -> None:
 
 def test_what_is_refused_ahead(box: Sandbox) -> None:
     """No such program, and no such directory: in runsc's words, as without one that waits."""
-    box.exec("true")
     _ahead(box)
     with pytest.raises(CannotExec, match="no-such-program"):
         box.exec("no-such-program")
@@ -138,27 +134,24 @@ def test_what_is_refused_ahead(box: Sandbox) -> None:
 
 def test_a_process_that_is_too_long_for_a_pipe(box: Sandbox) -> None:
     """It is read from a file, by a client of its own."""
-    box.exec("true")
-    (ahead,) = _ahead(box)
+    found = _ahead(box)
     for size in (60_000, 70_000, 120_000):
         assert box.exec("sh", "-c", "echo ${#LONG}", env={"LONG": "x" * size}).stdout == f"{size}\n"
-    assert launching.gone({ahead: ""}) == {}
+    assert launching.gone(found) == {}
     _ahead(box)
 
 
 def test_one_ahead_that_is_killed(box: Sandbox) -> None:
     """The next command does without, and the one after it does not."""
-    box.exec("true")
-    (first,) = _ahead(box)
+    (first,) = found = _ahead(box)
     os.kill(first, signal.SIGKILL)
-    assert launching.gone({first: launching.descendants(os.getpid()).get(first, "")}) == {}
+    assert launching.gone(found) == {}
     assert box.exec("echo", "alive").stdout == "alive\n"
-    assert _ahead(box) != [first]
+    assert first not in _ahead(box)
 
 
 def test_one_ahead_that_is_stopped(box: Sandbox) -> None:
     """It is one that does not answer: the command is given up in time, and what had been started with it goes."""
-    box.exec("true")
     (ahead,) = _ahead(box)
     os.kill(ahead, signal.SIGSTOP)
     threading.Timer(0.5, os.kill, (ahead, signal.SIGCONT)).start()
@@ -172,16 +165,35 @@ def test_one_ahead_ends_with_its_sandbox(make: MakeSandbox) -> None:
     """However that ends: nothing of the attendant's stays."""
     for end in (Sandbox.close, Sandbox.kill, lambda box: os.kill(box._attendant._pid, signal.SIGKILL)):
         box = make()
-        box.exec("true")
-        (ahead,) = _ahead(box)
-        before = {ahead: launching.descendants(os.getpid())[ahead]}
+        found = _ahead(box)
         end(box)
-        assert launching.gone(before) == {}
+        assert launching.gone(found) == {}
+
+
+def test_an_attendant_that_does_not_end(make: MakeSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped, or when this process has no descriptor to wait for it: it is killed, and its commands with it."""
+    monkeypatch.setattr(attendant, "FAREWELL", 0.2)
+    box = make()
+    process = box.popen(["sleep", "600"])
+    before = launching.descendants(os.getpid())
+    assert client() in before and process.runs
+    os.kill(box._attendant._pid, signal.SIGSTOP)
+    box.close()
+    assert launching.gone(before) == {}
+    box = make()
+    before = launching.descendants(os.getpid())
+    monkeypatch.setattr(attendant.Attendant, "_ends", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        box.close()
+    assert launching.gone(before) == {}
+
+
+def interrupted(_: object) -> bool:
+    raise KeyboardInterrupt
 
 
 def test_no_room_for_the_ends_of_a_command(box: Sandbox) -> None:
     """Its owner has no descriptors left: the command ends, nothing stays open, and the sandbox goes on."""
-    box.exec("true")
     _ahead(box)
     held = sorted(os.listdir("/proc/self/fd"))
     _, hard = limits = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -27,7 +27,7 @@ from nucleus_gvisor.runtime import sandbox as module
 from nucleus_gvisor.runtime.capture import Pipes, readable
 from tests.e2e import launching
 from tests.e2e.launching import Caller
-from tests.sandbox.conftest import MakeSandbox, Options
+from tests.sandbox.conftest import MakeSandbox, Options, client
 
 pytestmark = pytest.mark.real
 
@@ -58,19 +58,6 @@ def freeze(pid: int) -> None:
     """Stop all the sandbox's processes but the supervisor, as a host without time for them does."""
     for below in launching.descendants(pid):
         os.kill(below, signal.SIGSTOP)
-
-
-def client() -> int:
-    """The one `runsc exec` that runs for us."""
-    found = []
-    for pid in launching.descendants(os.getpid()):
-        try:
-            if b"--internal-pid-file" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
-                found.append(pid)
-        except OSError:
-            continue  # the attendant, which nobody may look into, or one that has ended
-    (pid,) = found
-    return pid
 
 
 # ---- the start ----
