@@ -14,6 +14,7 @@ its guest one day, and has the same user: so this process cannot be traced by it
 """
 
 import _signal  # type: ignore[import-not-found]
+import errno
 import fcntl
 import marshal
 import os
@@ -37,6 +38,8 @@ STATUS = struct.Struct("=i")
 """What a command's channel carries in the end: its wait status."""
 REFUSED = b"-"
 """What it carries first for a process that was not started, in place of its number in the guest."""
+FAILED = b"failed "
+"""What it carries, followed by an errno, instead of all that, when no command could be started."""
 HELLO = struct.Struct("=i")
 """The first word: the attendant's process id."""
 
@@ -193,7 +196,7 @@ def _attend(link: int, owner: int, image: int, env: dict[bytes, bytes], supervis
         for fd, _ in ready:
             if fd == link:
                 # A child of the owner's may hold the other end too: its end is one sign of the owner's, not the only.
-                packet, given, _, _ = socket.recv_fds(sock, MAX_PACKET, MAX_DESCRIPTORS)
+                packet, given, flags, _ = socket.recv_fds(sock, MAX_PACKET, MAX_DESCRIPTORS)
                 if not packet:
                     return
                 word, *rest = marshal.loads(packet)
@@ -201,8 +204,8 @@ def _attend(link: int, owner: int, image: int, env: dict[bytes, bytes], supervis
                     watch.begin(*rest)
                 elif word == "ahead":
                     commands.want(*rest)
-                else:
-                    commands.take(word, rest, given)
+                elif given:
+                    commands.take(word, rest, given, whole=not flags & socket.MSG_CTRUNC)
             elif fd in (boss, supervisor):
                 return
             else:
@@ -241,14 +244,6 @@ class Command:
         self.process = -1
         return told
 
-    def say(self, packet: bytes, *descriptors: int) -> None:
-        """Tell its owner, should there be one still."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=os.dup(self.channel)) as channel:
-            try:
-                socket.send_fds(channel, [packet], descriptors)
-            except OSError:
-                pass  # nobody wants to know
-
     def close(self) -> None:
         _close(fd for fd in (self.pidfd, self.channel, self.told, self.process, *self.ends) if fd >= 0)
 
@@ -264,18 +259,21 @@ class Commands:
         self._wanted: set[Kind] = set()
         """Those to be started ahead."""
 
-    def take(self, word: str, rest: list[Any], given: list[int]) -> None:
+    def take(self, word: str, rest: list[Any], given: list[int], whole: bool = True) -> None:
         """Start what the owner asks for. `given` has its channel, and then, for
 
         start: its descriptors 0, 1, 2 ...
         exec: the process to start in the guest, and its streams; without these it gets pipes, and its owner their ends.
 
-        A command that cannot be started leaves its channel closed, without a word.
+        It is FAILED when that is not the `whole` of them, for want of descriptors, or no command can be started.
         """
         channel, *given = given
         try:
+            if not whole:
+                raise OSError(errno.EMFILE, "no room for its descriptors")
             command = self._start(rest[0], rest[1], given) if word == "start" else self._exec(*rest, *given)
-        except OSError:
+        except OSError as error:
+            _say(channel, FAILED + str(error.errno).encode())
             os.close(channel)
         else:
             command.channel = channel
@@ -370,8 +368,8 @@ class Commands:
         if pid == 0:
             try:
                 linux.die_with_parent(_signal.SIGKILL)
-                if os.getppid() != parent:  # it ended before this could be asked for
-                    return os._exit(125)
+                if os.getppid() != parent:
+                    os._exit(125)  # it ended before this could be asked for
                 if terminal:  # then the kernel tells runsc of its keys and its size, and runsc the guest
                     os.setsid()
                     fcntl.ioctl(given[0], termios.TIOCSCTTY, 0)
@@ -401,7 +399,7 @@ class Commands:
         except BlockingIOError:  # it has ended, but not what it started
             number = b""
         self._forget(command.told)
-        command.say(number or REFUSED, *command.ends)
+        _say(command.channel, number or REFUSED, *command.ends)
         _close((command.told, *command.ends))
         command.told, command.ends = -1, []
         if number and command.kind is not None:
@@ -412,7 +410,7 @@ class Commands:
         if command.channel >= 0:
             if command.told >= 0:
                 self._started(command)
-            command.say(STATUS.pack(status))
+            _say(command.channel, STATUS.pack(status))
             self._forget(command.channel)
         else:
             self._ahead = {kind: other for kind, other in self._ahead.items() if other is not command}
@@ -426,6 +424,17 @@ class Commands:
     def _forget(self, fd: int) -> None:
         if self._waited.pop(fd, None) is not None:
             self._poll.unregister(fd)
+
+
+def _say(channel: int, packet: bytes, *descriptors: int) -> None:
+    """Tell a command's owner, should there be one still."""
+    link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=channel)
+    try:
+        socket.send_fds(link, [packet], descriptors)
+    except OSError:
+        pass  # nobody wants to know
+    finally:
+        link.detach()
 
 
 def _close(descriptors: Iterable[int]) -> None:

@@ -27,6 +27,13 @@ FAREWELL = 2.0
 """Seconds that the attendant may take to end, before it is killed."""
 
 
+def _see_no_failure(packet: bytes) -> None:
+    if packet.startswith(_attendant.FAILED):
+        raise RunscFailed(
+            f"no runsc could be started beside the sandbox: {os.strerror(int(packet.removeprefix(_attendant.FAILED)))}"
+        )
+
+
 class Command:
     """One command of runsc's that runs in the sandbox's namespaces. Closing it kills it."""
 
@@ -41,11 +48,15 @@ class Command:
     def begun(self, count: int) -> list[int]:
         """Hear, once, how an `exec` has begun: our ends of the `count` pipes that were made for it.
 
-        EMFILE when this process has no room for them.
+        EMFILE when this process has no room for them; RunscFailed when no command could be started.
         """
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=os.dup(self.channel)) as channel:
+        channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=self.channel)
+        try:
             packet, ends = linux.receive(channel, 32, _attendant.MAX_DESCRIPTORS)
+        finally:
+            channel.detach()
         self.has_begun = True
+        _see_no_failure(packet)
         self.pid = int(packet) if packet.isdigit() else None
         if packet and len(ends) != count:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -54,7 +65,7 @@ class Command:
     def ended(self, deadline: float | None = None) -> bool:
         """Wait for its end until `deadline` (of time.monotonic; None: for ever); `returncode` is then known.
 
-        SandboxGone when the attendant, and so the sandbox, ended first.
+        SandboxGone when the attendant, and so the sandbox, ended first; RunscFailed when it could not be started.
         """
         if self.returncode is not None:
             return True
@@ -62,8 +73,9 @@ class Command:
             raise SandboxGone("the sandbox has ended")
         if not readable(self.channel, deadline):
             return False
-        packet = os.read(self.channel, _attendant.STATUS.size)
+        packet = os.read(self.channel, 32)
         self.close()
+        _see_no_failure(packet)
         if len(packet) != _attendant.STATUS.size:
             raise SandboxGone("the sandbox has ended")
         self.returncode = os.waitstatus_to_exitcode(*_attendant.STATUS.unpack(packet))

@@ -114,7 +114,7 @@ def test_a_command_that_cannot_be_executed() -> None:
 
 
 def test_a_command_that_cannot_be_watched_is_not_started() -> None:
-    """Without a descriptor for its pidfd it is ended; its channel closes without a status."""
+    """Without a descriptor for its pidfd, or for all that came with it, it is ended, and its owner is told."""
 
     def body() -> None:
         linux.close_range(3, 0x7FFFFFFF)
@@ -127,9 +127,12 @@ def test_a_command_that_cannot_be_watched_is_not_started() -> None:
         it.take("start", [[b"sleep", b"600"], False], given)
         assert no_child()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        assert hear(it, reader) == b""
+        assert [hear(it, reader), hear(it, reader)] == [_attendant.FAILED + b"24", b""]
         os.close(reader)
         assert held() == before
+        reader, writer = channels()
+        it.take("start", [[b"sleep", b"600"], False], [writer], whole=False)
+        assert [hear(it, reader), hear(it, reader)] == [_attendant.FAILED + b"24", b""] and no_child()
 
     assert code(forked(body)) == 0
 

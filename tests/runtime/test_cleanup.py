@@ -36,12 +36,7 @@ place.close()
 """
 
 
-@pytest.fixture(autouse=True)
-def no_descriptor_leaks() -> Iterator[None]:
-    """Whatever happens, as many descriptors are open afterwards as before."""
-    before = len(os.listdir("/proc/self/fd"))
-    yield
-    assert len(os.listdir("/proc/self/fd")) <= before, "descriptors were left open"
+pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
 
 
 @contextmanager

@@ -41,12 +41,7 @@ def tree(base: Path) -> Path:
     return base
 
 
-@pytest.fixture(autouse=True)
-def no_descriptor_leaks() -> Iterator[None]:
-    """Whatever happens, as many descriptors are open afterwards as before."""
-    before = set(os.listdir("/proc/self/fd"))
-    yield
-    assert len(os.listdir("/proc/self/fd")) <= len(before), "descriptors were left open"
+pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
 
 
 def walked(path: Path | bytes, identity: Identity | None = None) -> Found:

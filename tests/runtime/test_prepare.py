@@ -1,7 +1,6 @@
 """The launch's place where it is taken: what is collected on the way, and what a failure leaves."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,12 +14,7 @@ from nucleus_gvisor.runtime.steps import prepare
 ID, OTHER = "0123456789abcdef" * 2, "fedcba9876543210" * 2
 
 
-@pytest.fixture(autouse=True)
-def no_descriptor_leaks() -> Iterator[None]:
-    """Whatever comes of it, nothing stays open that was not given away."""
-    before = os.listdir("/proc/self/fd")
-    yield
-    assert os.listdir("/proc/self/fd") == before, "descriptors were left open"
+pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
 
 
 def take(base: Path) -> cleanup.Place:

@@ -1,7 +1,6 @@
 """The judgement of runsc where it is made: what is told of several candidates, what a wrapper is, what stays open."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,12 +12,7 @@ from nucleus_gvisor.runtime.steps import resolve
 ELF = Path("/bin/true").read_bytes()
 
 
-@pytest.fixture(autouse=True)
-def no_descriptor_leaks() -> Iterator[None]:
-    """Whatever is refused, nothing of it stays open."""
-    before = os.listdir("/proc/self/fd")
-    yield
-    assert os.listdir("/proc/self/fd") == before, "descriptors were left open"
+pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
 
 
 def write(path: Path, content: bytes, mode: int = 0o755) -> Path:

@@ -11,6 +11,7 @@ from nucleus_gvisor.model.errors import Changed, LaunchError, NoSpace, PinMismat
 from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.identity import Identity
 from nucleus_gvisor.runtime.steps import resolve, stage
+from tests.runtime.conftest import nothing_left_open
 
 ELF = Path("/bin/true").read_bytes()
 
@@ -19,10 +20,9 @@ ELF = Path("/bin/true").read_bytes()
 def nothing_stays_open() -> Iterator[None]:
     """Nothing is kept from another test, and after `forget` nothing is held."""
     stage.forget()
-    before = os.listdir("/proc/self/fd")
-    yield
-    stage.forget()
-    assert os.listdir("/proc/self/fd") == before, "descriptors were left open"
+    with nothing_left_open():
+        yield
+        stage.forget()
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nucleus_gvisor.runtime.streams import CHUNK, Relay, handling
+from tests.runtime.conftest import nothing_left_open
 
 BIG = bytes(range(256)) * 4096  # 1 MiB: more than any pipe holds
 COPY = "import sys, shutil; shutil.copyfileobj(sys.stdin.buffer, sys.stdout.buffer)"
@@ -52,19 +53,6 @@ def files(base: Path, content: bytes, offset: int) -> Iterator[tuple[int, int, i
     finally:
         for fd in fds:
             os.close(fd)
-
-
-@contextmanager
-def nothing_left_open() -> Iterator[None]:
-    """After the block no descriptor is open that was not before; what a failure left is closed, and reported by it."""
-    before = set(os.listdir("/proc/self/fd"))
-    try:
-        yield
-        assert len(os.listdir("/proc/self/fd")) <= len(before), "descriptors were left open"
-    finally:
-        for name in set(os.listdir("/proc/self/fd")) - before:
-            with suppress(OSError):
-                os.close(int(name))
 
 
 def play(program: str, timeout: float | None = 20, limit: float = 5, relayed: tuple[int, int, int] = (0, 1, 2)) -> bool:

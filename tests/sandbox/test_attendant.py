@@ -170,6 +170,29 @@ def test_one_ahead_ends_with_its_sandbox(make: MakeSandbox) -> None:
         assert launching.gone(found) == {}
 
 
+def test_an_attendant_without_descriptors(box: Sandbox) -> None:
+    """What is asked then is refused with the reason, and the sandbox goes on."""
+    _ahead(box)
+    pid = box._attendant._pid
+    calls = (
+        lambda: box.exec("cat", input="x"),
+        lambda: box.popen(["true"]),
+        box.ps,
+    )
+    used = set(map(int, os.listdir(f"/proc/{pid}/fd")))
+    free = [number for number in range(1024) if number not in used]
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    for room in (1, 2, 4):  # for the channel alone, for some of what comes with it, and for that alone
+        for call in calls:
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (free[room], hard))
+            try:
+                with pytest.raises(RunscFailed, match="no runsc could be started beside the sandbox: Too many open"):
+                    call()
+            finally:
+                resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+    assert box.exec("echo", "alive").stdout == "alive\n"
+
+
 def test_an_attendant_that_does_not_end(make: MakeSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped, or when this process has no descriptor to wait for it: it is killed, and its commands with it."""
     monkeypatch.setattr(attendant, "FAREWELL", 0.2)
