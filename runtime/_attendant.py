@@ -204,7 +204,7 @@ def _attend(link: int, owner: int, image: int, env: dict[bytes, bytes], supervis
                     watch.begin(*rest)
                 elif word == "ahead":
                     commands.want(*rest)
-                elif given:
+                else:
                     commands.take(word, rest, given, whole=not flags & socket.MSG_CTRUNC)
             elif fd in (boss, supervisor):
                 return

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -110,6 +111,21 @@ def test_mount_points_below_each_other() -> None:
     assert code(forked(lambda: in_new_mounts(lay_out))) == 0
 
 
+def test_mount_points_with_odd_names(base: Path) -> None:
+    """A space, or a byte that is no text, is written in octal there; what lies below such a place is ours."""
+
+    def lay_out() -> None:
+        for name in (b"odd \xff", b"odd"):
+            place = os.fsencode(base) + b"/" + name
+            os.makedirs(place + b"/below")
+            before, _ = _child._mounts(place)
+            subprocess.run([b"mount", b"-t", b"tmpfs", b"none", place + b"/below"], check=True)
+            assert _child._mounts(place)[0] == before
+            assert _child._mounts(b"/elsewhere")[0] == before + 1
+
+    assert code(forked(lambda: in_new_mounts(lay_out))) == 0
+
+
 # ---- those whom it asks ----
 
 
@@ -203,7 +219,7 @@ def test_a_number_is_not_killed_when_its_process_is_gone(monkeypatch: pytest.Mon
     def denied(*_: object) -> None:
         raise PermissionError(errno.EPERM, "a filter that came later")
 
-    monkeypatch.setattr(signal, "pidfd_send_signal", denied)
+    monkeypatch.setattr("_signal.pidfd_send_signal", denied)
     child.end()
     with pytest.raises(ChildProcessError):
         os.waitpid(pid, 0)

@@ -3,6 +3,7 @@
 import errno
 import os
 import select
+import signal
 import subprocess
 import sys
 
@@ -91,6 +92,18 @@ def test_what_is_below_a_process_is_killed_with_it() -> None:
     assert os.listdir("/proc/self/fd") == before
     for fd in pidfds:
         os.close(fd)
+
+
+def test_what_ends_by_itself_does_not_keep_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was found, and has gone before it could be killed."""
+    with subprocess.Popen(["sleep", "600"]) as process, subprocess.Popen(["sleep", "600"]) as other:
+        with subprocess.Popen(["true"]) as gone:
+            ended = os.pidfd_open(gone.pid)
+        monkeypatch.setattr(linux, "_open_below", lambda _, below: below.extend([ended, os.pidfd_open(other.pid)]))
+        pidfd = os.pidfd_open(process.pid)
+        linux.kill_with_all_below(process.pid, pidfd)
+        assert (process.wait(30), other.wait(30)) == (-signal.SIGKILL, -signal.SIGKILL)
+        os.close(pidfd)
 
 
 def test_a_process_that_has_gone_has_no_children(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pytest
 from nucleus_gvisor.model.errors import Changed, LaunchError, NoSpace, PinMismatch, SafetyViolation, StepFailed
 from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.identity import Identity
+from nucleus_gvisor.runtime.paths import make_directory
 from nucleus_gvisor.runtime.steps import resolve, stage
 from tests.runtime.conftest import nothing_left_open
 
@@ -194,6 +195,22 @@ def test_a_copy_is_hashed_again(judged: resolve.Judged, base: Path, monkeypatch:
     monkeypatch.setattr(os, "sendfile", torn)
     error = copied(judged, base)
     assert isinstance(error, SafetyViolation) and "not what was written" in str(error)
+
+
+def test_a_place_for_the_copy_that_cannot_be_made(
+    judged: resolve.Judged, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing was made, and nothing stays open."""
+    os.close(stage.sealed(judged.runsc).fd)
+
+    def full(parent: int, name: bytes) -> None:
+        if name.startswith(b"stage-"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        make_directory(parent, name)
+
+    monkeypatch.setattr(stage, "make_directory", full)
+    assert isinstance(copied(judged, base), StepFailed)
+    assert os.listdir(base / "exec-allow") == []
 
 
 @pytest.mark.parametrize(("error", "kind"), [(errno.ENOSPC, NoSpace), (errno.EDQUOT, NoSpace), (errno.EIO, StepFailed)])

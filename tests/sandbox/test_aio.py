@@ -1,6 +1,7 @@
 """`arun` and `AsyncSandbox`: the same on asyncio, and whenever they are cancelled nothing is left."""
 
 import asyncio
+import errno
 import gc
 import inspect
 import logging
@@ -387,3 +388,32 @@ def test_a_forked_child_has_threads_of_its_own(new_options: Options) -> None:
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
+
+
+def test_two_that_read_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both hear that there is something, and one has it; the other goes on waiting. An error is no end."""
+
+    async def body() -> None:
+        reader, writer = os.pipe()
+        with open(reader, "rb") as file, open(writer, "wb", buffering=0) as other:
+            output = aio.Output(file)
+            tasks = [asyncio.create_task(output.read()) for _ in range(2)]
+            await asyncio.sleep(0)
+            other.write(b"one")
+            done, waiting = await asyncio.wait(tasks, timeout=1, return_when=asyncio.FIRST_COMPLETED)
+            assert [task.result() for task in done] == [b"one"]
+            await asyncio.sleep(0.05)
+            assert not any(task.done() for task in waiting)
+            other.write(b"two")
+            assert [await task for task in waiting] == [b"two"]
+            other.write(b"three")
+
+            def broken(*_: object) -> bytes:
+                raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+            monkeypatch.setattr(os, "read", broken)
+            with pytest.raises(OSError, match="memory"):
+                await output.read()
+            monkeypatch.undo()
+
+    asyncio.run(body())

@@ -5,8 +5,10 @@ import resource
 import signal
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -16,6 +18,8 @@ from tests.e2e import launching
 from tests.sandbox.conftest import MakeSandbox, client
 
 pytestmark = pytest.mark.real
+
+Result = TypeVar("Result")
 
 
 def test_a_command_that_has_not_ended() -> None:
@@ -209,6 +213,28 @@ def test_an_attendant_that_does_not_end(make: MakeSandbox, monkeypatch: pytest.M
     with pytest.raises(KeyboardInterrupt):
         box.close()
     assert launching.gone(before) == {}
+    monkeypatch.undo()
+    box = make()
+    before = launching.descendants(os.getpid())
+    ends = attendant.Attendant._ends
+    monkeypatch.setattr(attendant.Attendant, "_ends", lambda self: with_room(0, ends, self))
+    box.close()
+    assert launching.gone(before) == {}
+
+
+def with_room(count: int, function: Callable[..., Result], *args: object) -> Result:
+    """What `function` returns where only `count` more descriptors can be had."""
+    free = []
+    for _ in range(count + 1):
+        free.append(os.dup(0))
+    for fd in free:
+        os.close(fd)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free[-1], hard))
+    try:
+        return function(*args)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def interrupted(_: object) -> bool:
@@ -219,20 +245,9 @@ def test_no_room_for_the_ends_of_a_command(box: Sandbox) -> None:
     """Its owner has no descriptors left: the command ends, nothing stays open, and the sandbox goes on."""
     _ahead(box)
     held = sorted(os.listdir("/proc/self/fd"))
-    _, hard = limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     begun = Command.begun
-
-    def begun_in_need(command: Command, count: int) -> list[int]:
-        free = os.dup(0)
-        os.close(free)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (free + 2, hard))  # for the socket, and one end of two
-        try:
-            return begun(command, count)
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-
     with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="Too many open files"):
-        patch.setattr(Command, "begun", begun_in_need)
+        patch.setattr(Command, "begun", lambda *given: with_room(1, begun, *given))  # for one end of two
         box.exec("sleep", "600")
     assert sorted(os.listdir("/proc/self/fd")) == held
     assert [process.command for process in box.ps()][1:] == []

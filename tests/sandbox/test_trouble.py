@@ -13,6 +13,7 @@ import pytest
 
 from nucleus_gvisor.runtime import (
     AsyncSandbox,
+    LifetimeExpired,
     NotFound,
     RunscFailed,
     Sandbox,
@@ -138,11 +139,13 @@ def test_a_sandbox_that_has_ended_and_not_been_heard_of(new_options: Options, pr
 
     async def body() -> None:
         async with AsyncSandbox(**new_options) as box:
+            await box.exec("true")
             end(box._box)
             with pytest.raises(SandboxGone, match="has ended"):
                 await box.exec(program)
 
     with Sandbox(**new_options) as box:
+        box.exec("true")  # the supervisor holds the container's lock no longer
         end(box)
         with pytest.raises(SandboxGone, match="has ended"):
             box.exec(program)
@@ -265,6 +268,15 @@ def test_no_limit_is_blamed_that_was_not_met(make: MakeSandbox) -> None:
     with pytest.raises(SandboxGone) as gone:
         box.exec("true")
     assert type(gone.value) is SandboxGone
+
+
+def test_a_command_that_is_killed_for_the_limit(make: MakeSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel may kill it before the rest of the sandbox; what it had said is kept."""
+    box = make(lifetime=600)
+    monkeypatch.setattr(box._process.held, "told", lambda: "lifetime")
+    with pytest.raises(LifetimeExpired) as expired:
+        box.exec("sh", "-c", "echo said; exit 137", check=False)
+    assert expired.value.stdout == "said\n" and box.closed
 
 
 def test_errors_that_are_kept_hold_no_descriptor(make: MakeSandbox) -> None:
