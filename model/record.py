@@ -60,13 +60,6 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
 }  # fmt: skip
 
 
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    data = dict(pairs)
-    if len(data) != len(pairs):
-        raise ValueError("a name stands twice")
-    return data
-
-
 def parse(line: bytes, number: int = 0) -> TransitionRecord:
     """The record that `line` is; RecordRejected unless it is exactly what `TransitionRecord.line` writes."""
     try:
@@ -74,7 +67,7 @@ def parse(line: bytes, number: int = 0) -> TransitionRecord:
             raise ValueError(f"longer than {MAX_LINE} bytes")
         if not line.isascii():
             raise ValueError("not ASCII")
-        data = json.loads(line.decode(), object_pairs_hook=_unique)
+        data = json.loads(line.decode())
         if not isinstance(data, dict) or tuple(sorted(data)) != NAMES:
             raise ValueError("fields missing or unknown")
         for name, kind in _TYPES.items():
@@ -83,7 +76,7 @@ def parse(line: bytes, number: int = 0) -> TransitionRecord:
         if data["v"] != VERSION:
             raise ValueError(f"version {data['v']}")
         record = TransitionRecord(**data)
-        # Two texts of one record would have two hashes: only the canonical one is a record.
+        # Two texts of one record would have two hashes: only the canonical one, without a name twice, is a record.
         if record.line() != line:
             raise ValueError("not in canonical form")
         Facts.from_dict(record.facts)

@@ -189,6 +189,32 @@ def test_available_is_what_the_confinement_needs() -> None:
     assert Facts(confinement="landlock").seen({"available": False}) == Facts(confinement="landlock", landlock=False)
 
 
+@pytest.mark.parametrize("world", [{"held": "somehow"}, {"lock": True}, {"state": "Exec'd"}, {"userns": 1}])
+def test_nothing_else_can_be_seen(world: dict[str, object]) -> None:
+    """A value that the variable cannot have, or a variable that is not the world's."""
+    with pytest.raises(ValueError, match=r"not observable|not a value of"):
+        Facts().seen(world)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"residue": ["crumbs"]}, "residue unknown"),
+        ({"residue": "none"}, "not a list of names"),
+        ({"residue": ["mount", "mount"]}, "not written as a set"),
+        ({"lock": "whose"}, "lock = 'whose'"),
+        ({"more": 1}, "missing or unknown"),
+    ],
+)
+def test_what_is_no_facts(change: dict[str, object], why: str) -> None:
+    """Each is told by its name; what is no object at all as well."""
+    with pytest.raises(ValueError, match=why):
+        Facts.from_dict(Facts().as_dict() | change)
+    for nothing in (7, None, "facts"):
+        with pytest.raises(ValueError, match="missing or unknown"):
+            Facts.from_dict(nothing)  # type: ignore[arg-type]
+
+
 @given(facts=any_facts)
 def test_seeing_nothing_changes_nothing(facts: Facts) -> None:
     """An observation without news leaves the facts alone, and so do steps without a world."""

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nucleus_gvisor.model.errors import LaunchError, RecordRejected
-from nucleus_gvisor.model.record import GENESIS, MAX_LINE, TransitionRecord, parse, parse_all
+from nucleus_gvisor.model.record import GENESIS, MAX_LINE, TransitionRecord, claims, parse, parse_all
 from nucleus_gvisor.model.replay import complete, fold
 from nucleus_gvisor.model.states import LaunchState
 from tests.model.launches import Counted, launch, plain, sealed, text_of
@@ -47,6 +48,32 @@ def rejected(text: bytes) -> str:
     with pytest.raises(RecordRejected) as caught:
         fold(parse_all(text))
     return str(caught.value)
+
+
+DIGEST, OTHER = "5f" * 32, "60" * 32
+
+
+@pytest.mark.parametrize(
+    ("action", "evidence", "said"),
+    [
+        ("Exec", {}, {}),
+        ("Exec", {"method": "copy", "requested": "landlock", "pid": 7}, {"method": "copy", "confinement": "landlock"}),
+        ("FailExec", {"error": {"cause": "exec"}}, {"cause": "exec"}),
+        ("FailExec", {"error": {}}, {}),
+        ("FailExec", {"error": "text"}, {}),
+        ("FailFault", {"error": {"cause": "exec"}}, {}),
+        ("FailDirty", {"error": {"cause": "exec"}}, {}),
+        ("Exec", {"digests": {}, "pin": None}, {"pin": "none"}),
+        ("Exec", {"digests": "text", "pin": DIGEST}, {}),
+        ("Exec", {"pin": DIGEST, "sha256": DIGEST}, {"pin": "match"}),
+        ("Exec", {"pin": DIGEST, "sha256": DIGEST, "digests": {"runsc": DIGEST}}, {"pin": "match"}),
+        ("Exec", {"pin": DIGEST, "digests": {"runsc": OTHER}}, {"pin": "mismatch"}),
+        ("Exec", {"pin": DIGEST, "sha256": DIGEST, "digests": {"runsc": OTHER}}, {"pin": "two digests of one file"}),
+    ],
+)
+def test_what_evidence_says_of_variables(action: str, evidence: dict[str, object], said: dict[str, object]) -> None:
+    """No more than it holds, of whatever form it is: evidence is the forger's to write."""
+    assert claims(replace(RECORDS[-1], action=action, evidence=evidence)) == said
 
 
 # ---- one form ----

@@ -221,6 +221,16 @@ def test_what_ran_is_what_was_staged(image: str) -> None:
     assert "image" in why(lines)
 
 
+def test_the_evidence_of_a_beginning_is_believed_or_not() -> None:
+    """What was asked for is said there twice, and is one thing."""
+    lines = plain(FULL)
+    asked = lines[0]["facts"]["confinement"]
+    lines[0]["evidence"] = {"requested": asked}
+    assert fold(parse_all(sealed(lines))).state is S.EXECD
+    lines[0]["evidence"] = {"requested": "landlock" if asked != "landlock" else "mount-locked"}
+    assert "line 0: the evidence says otherwise of confinement" in why(lines)
+
+
 @pytest.mark.parametrize("action", ["FailConfine", "FailExec", "FailBase", "FailDirty", "FailIncompatible"])
 def test_a_wrong_cause_is_rejected(action: str) -> None:
     """A launch that failed for one reason cannot be recorded as failed for another."""
