@@ -1,13 +1,15 @@
 """The record on disk: each line is there, whole, before it counts, and nothing half written stays."""
 
+import errno
 import json
 import os
 import resource
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -20,6 +22,7 @@ from nucleus_gvisor.model.states import PATH, LaunchState
 from nucleus_gvisor.runtime import audit, cli
 from nucleus_gvisor.runtime.audit import Record
 from tests.model.launches import bring, launch, moment, plain, sealed, text_of
+from tests.support.forks import code, forked
 from tests.support.modes import Mode
 from tests.support.records import seeded
 
@@ -280,6 +283,7 @@ def test_an_end_that_cannot_be_written_is_an_end(base: Path) -> None:
         with file_size_limit((base / "r").stat().st_size):
             it.end(LINES[1])
         assert it.lines == LINES[:2] and "cannot be written" in str(it.problem)
+        it.append(LINES[2])  # the file is let go: nothing may follow a line that is missing
         assert parse_all((base / "r").read_bytes()) == LINES[:1]
 
 
@@ -296,6 +300,82 @@ def test_the_last_line_can_be_taken_back(base: Path) -> None:
     memory.append(LINES[0])
     memory.retract()
     assert memory.lines == ()
+
+
+def test_what_is_taken_back_is_taken_from_the_disk(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is forced there; and where somebody has cut the file shorter than the line, it is not ours any more."""
+    with record(base / "r") as it:
+        it.append(LINES[0])
+        it.append(LINES[1])
+        synced: list[int] = []
+        monkeypatch.setattr(os, "fdatasync", lambda fd: synced.append(os.fstat(fd).st_size))
+        it.retract()
+        assert synced == [(base / "r").stat().st_size]
+        os.truncate(base / "r", 10)
+        with pytest.raises(StepFailed, match="not the last any more"):
+            it.retract()
+        assert (base / "r").stat().st_size == 10
+        (base / "r").unlink()
+
+
+def test_a_umask_that_leaves_nothing(base: Path) -> None:
+    """The record is its owner's to read all the same."""
+    before = os.umask(0o777)
+    try:
+        with record(base / "r") as it:
+            it.append(LINES[0])
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((base / "r").stat().st_mode) == 0o600
+
+
+def test_a_terminal_is_not_taken_for_the_own() -> None:
+    """A process without one would get it by opening it (tty(4)), and its owner's keys would be signals."""
+    ours, theirs = os.openpty()
+    name = Path(os.ttyname(theirs))
+
+    def body() -> None:
+        os.setsid()
+        with pytest.raises(BadArgument, match="regular file"):
+            Record().open(name)
+        with pytest.MonkeyPatch.context() as patch:  # as if it had been put there after the look
+            patch.setattr(audit.os, "stat", lambda *_, **__: os.lstat(__file__))
+            assert [finding.words for finding in audit.verify([name])] == [
+                "REJECTED: cannot be read: not a regular file"
+            ]
+        with pytest.raises(OSError, match="No such device"):
+            os.open("/dev/tty", os.O_RDONLY)
+
+    assert code(forked(body)) == 0
+    os.close(ours)
+    os.close(theirs)
+
+
+def test_a_fifo_that_is_put_in_a_records_place(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between look and opening: nobody waits for it."""
+    os.mkfifo(base / "r.ndjson")
+    monkeypatch.setattr(os, "stat", lambda *_, **__: os.lstat(__file__))
+    assert [finding.words for finding in audit.verify([base / "r.ndjson"])] == [
+        "REJECTED: cannot be read: not a regular file"
+    ]
+
+
+def test_a_directory_that_cannot_be_read_is_told_once(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it has no record is not known then, and is not said."""
+
+    def walk(path: Path, onerror: Callable[[OSError], None]) -> Iterator[Any]:
+        onerror(PermissionError(errno.EACCES, "Permission denied", str(path)))
+        return iter(())
+
+    monkeypatch.setattr(os, "walk", walk)
+    assert [finding.words for finding in audit.verify([base])] == ["REJECTED: cannot be read: Permission denied"]
+
+
+def test_a_bad_launch_in_a_broken_file_is_told_too(base: Path) -> None:
+    """Each has its own finding; a launch that was well so far has none, for its end is not known."""
+    (base / "r").write_bytes(seeded(OTHER + bad() + b"rubbish\n"))
+    found = [(finding.launch, finding.verdict, finding.reason) for finding in audit.verify([base / "r"])]
+    assert found == [("a" * 32, "rejected", "effect"), (None, "rejected", "format")]
 
 
 def test_a_second_launch_is_appended(base: Path) -> None:

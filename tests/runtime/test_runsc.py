@@ -225,6 +225,12 @@ def test_kvm_needs_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Unsupported, match="/dev/kvm"):
         runsc.choose_platform(NEW, Platform.KVM)
     assert runsc.choose_platform(kvm_first, Platform.AUTO) == "ptrace"
+    assert runsc.choose_platform(Release("1", "1", ("kvm", "ptrace", "systrap"), "systrap"), Platform.AUTO) == "systrap"
+    for granted in (os.R_OK, os.W_OK):  # both are needed
+        monkeypatch.setattr(os, "access", lambda path, mode, granted=granted: not mode & ~granted)
+        with pytest.raises(Unsupported, match="/dev/kvm"):
+            runsc.choose_platform(NEW, Platform.KVM)
+        assert runsc.choose_platform(kvm_first, Platform.AUTO) == "ptrace"
     monkeypatch.setattr(os, "access", lambda path, mode: True)
     assert runsc.choose_platform(NEW, Platform.KVM) == "kvm"
     assert runsc.choose_platform(kvm_first, Platform.AUTO) == "kvm"
