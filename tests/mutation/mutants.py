@@ -32,7 +32,8 @@ OPERATORS = ("check", "operand", "verdict", "call", "finally", "flag", "keyword"
 FILES = (*(f"model/{name}.py" for name in MODEL), *(f"runtime/{name}.py" for name in RUNTIME))
 STEPS = ("check", "verdict", "call")
 DONE: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys((f"model/{name}.py" for name in ("guards", "table", "invariants", "machine")), OPERATORS),
+    **dict.fromkeys((f"model/{name}.py" for name in MODEL), OPERATORS),
+    **dict.fromkeys((f"runtime/{name}.py" for name in ("audit", "elf", "identity", "options", "runsc")), OPERATORS),
     **dict.fromkeys((f"runtime/{name}.py" for name in RUNTIME if name.startswith("steps/")), STEPS),
     "runtime/cleanup.py": STEPS,
 }
