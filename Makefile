@@ -36,7 +36,8 @@ TESTS = pytest="env --default-signal=INT,QUIT $${PYTEST:-$(BIN)/pytest}"; status
 	wait $$half || status=$$?; cat .venv/half.log; [ $$status = 0 ]
 
 # The model, the graph, the steps by themselves, and one real launch a kind of caller: a minute at most.
-QUICK = tests/model tests/spec/test_graph_equality.py tests/spec/test_names.py tests/spec/test_correspondence.py tests/test_repository.py \
+QUICK = tests/model tests/spec/test_graph_equality.py tests/spec/test_names.py tests/test_repository.py \
+	tests/spec/test_correspondence.py::test_document_is_fresh \
 	tests/test_deviations.py $(addprefix tests/runtime/test_,$(addsuffix .py,reference options identity paths runsc \
 	audit cleanup elf resolve stage prepare exec))
 
