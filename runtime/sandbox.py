@@ -636,7 +636,7 @@ class Sandbox:
     def _unsend(self, command: Command, pipes: Pipes) -> None:
         """Nobody wants the command any more, which runs or is about to."""
         if not command.has_begun and readable(command.channel, time.monotonic() + TREE_PATIENCE):
-            with suppress(OSError):
+            with suppress(OSError, RunscFailed):  # what made it unwanted is raised
                 pipes.take(command.begun(pipes.to_come))
         if command.pid is not None:
             self._end_tree(command.pid, not self._running())

@@ -101,14 +101,19 @@ def kill_ahead(it: _attendant.Commands) -> None:
             it.hear(fd)
 
 
+def ended(it: _attendant.Commands, argv: list[bytes]) -> int:
+    """The exit code of a command that is started without anything to read or write."""
+    reader, writer = channels()
+    it.take("start", [argv, False], [writer, *(os.open("/dev/null", os.O_RDWR) for _ in range(3))])
+    return os.waitstatus_to_exitcode(*_attendant.STATUS.unpack(hear(it, reader)))
+
+
 def test_a_command_that_cannot_be_executed() -> None:
     """It ends with the code that says so."""
 
     def body() -> None:
         it = commands(os.memfd_create("no program"))
-        reader, writer = channels()
-        it.take("start", [[b"x"], False], [writer, *(os.open("/dev/null", os.O_RDWR) for _ in range(3))])
-        assert os.waitstatus_to_exitcode(*_attendant.STATUS.unpack(hear(it, reader))) == 125
+        assert ended(it, [b"x"]) == 125
 
     assert code(forked(body)) == 0
 
@@ -213,9 +218,7 @@ def test_an_attendant_that_ends_while_it_starts_a_command(monkeypatch: pytest.Mo
         it = commands("/bin/true")
         own = os.getpid()
         monkeypatch.setattr(os, "getppid", lambda: own + 1)
-        reader, writer = channels()
-        it.take("start", [[b"true"], False], [writer, *(os.open("/dev/null", os.O_RDWR) for _ in range(3))])
-        assert os.waitstatus_to_exitcode(*_attendant.STATUS.unpack(hear(it, reader))) == 125
+        assert ended(it, [b"true"]) == 125
 
     assert code(forked(body)) == 0
 

@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 
 from nucleus_gvisor.runtime import CannotExec, RunscFailed, Sandbox, SandboxGone, TimeoutExpired, _attendant, attendant
 from nucleus_gvisor.runtime.attendant import Attendant, Command
+from nucleus_gvisor.runtime.capture import Pipes
 from tests.e2e import launching
 from tests.sandbox.conftest import MakeSandbox, client
 
@@ -194,6 +196,15 @@ def test_an_attendant_without_descriptors(box: Sandbox) -> None:
                     call()
             finally:
                 resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+    assert box.exec("echo", "alive").stdout == "alive\n"
+
+
+def test_a_command_that_nobody_wants_and_that_failed(box: Sandbox) -> None:
+    """Its failure does not take the place of what made it unwanted, and nothing is to be ended."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        theirs.send(_attendant.FAILED + b"24")
+        box._unsend(Command(ours.detach()), Pipes())
     assert box.exec("echo", "alive").stdout == "alive\n"
 
 
