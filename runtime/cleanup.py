@@ -8,19 +8,25 @@ Whoever takes a lock that nobody holds any more collects what its last holder le
 import fcntl
 import hashlib
 import os
+import random
 import re
+import stat
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from nucleus_gvisor.model.errors import Busy, LaunchError
+from nucleus_gvisor.model.errors import BadBase, Busy, LaunchError, StepFailed
 from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime import limits
-from nucleus_gvisor.runtime.paths import calls, enter, file_id, make_directory, remove_tree
+from nucleus_gvisor.runtime.paths import calls, described, enter, file_id, make_directory, remove_tree
 
 COLLECTOR_SECONDS, COLLECTOR_TRIES = 0.1, 10
+LOOKS = 1000
+"""How many locks a launch looks at for dead ones: with more sandboxes than that it is not slowed down by each."""
+MOST_LOCKS = 1 << 16
 _HEX32 = re.compile(r"[0-9a-f]{32}", re.ASCII)
-_OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_COMPONENT = re.compile(r"[0-9a-f]{32}|id-[0-9a-f]{64}", re.ASCII)
+_OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 def state_component(container_id: str) -> str:
@@ -31,6 +37,24 @@ def state_component(container_id: str) -> str:
     if _HEX32.fullmatch(container_id):
         return container_id
     return "id-" + hashlib.sha256(container_id.encode()).hexdigest()
+
+
+def components(locks: int | os.PathLike[str]) -> list[str]:
+    """The names in `locks` that `state_component` gives, and no others.
+
+    SAFETY: whatever a lock is named, a directory of that name beside `locks` is removed with all in it. A stray file
+    named `records` must not mean the records, nor `..` what lies above.
+    """
+    return [name for name in os.listdir(locks) if _COMPONENT.fullmatch(name)]
+
+
+def read_lock(path: str | bytes | os.PathLike[str], *, locks: int | None = None) -> bytes:
+    """The owner line in a lock; it is not taken for that, and what is no file is not waited for."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=locks)
+    try:
+        return os.pread(fd, 512, 0)
+    finally:
+        os.close(fd)
 
 
 def owner_line(pid: int) -> bytes:
@@ -88,6 +112,17 @@ class Place:
         if self.locks < 0:
             self.locks = enter(self.base, b"locks", self.base_path + b"/locks", create=True)
         path = self.base_path + b"/locks/" + self.component.encode()
+        with calls("Prepare", path):
+            full = len(os.listdir(self.locks)) > MOST_LOCKS
+        if full:
+            raise StepFailed(
+                "too many locks below this artifact base",
+                step="Prepare",
+                path=self.base_path + b"/locks",
+                observed=f"more than {MOST_LOCKS}: of sandboxes that run, and of launches that were killed",
+                expected="fewer",
+                hint="`nucleus-gvisor gc` in the pid namespace of the launches, or another artifact base",
+            )
         self.lock = -1 if (fd := take_lock(self.locks, self.component, path, create=True)) is None else fd
         if self.lock < 0:
             raise Busy(
@@ -175,6 +210,7 @@ def take_lock(locks: int, component: str, path: bytes, *, create: bool) -> int |
         try:
             # What cannot be locked cannot be removed either: it may be another launch's by now.
             with calls("Prepare", path, hint="the lock's file may be left behind; the next launch here collects it"):
+                _judge_lock(os.fstat(fd), path)
                 if create:
                     os.fchmod(fd, 0o600)  # the umask may have taken all of it
                 locked = _locks(fd)
@@ -197,6 +233,19 @@ def take_lock(locks: int, component: str, path: bytes, *, create: bool) -> int |
             time.sleep(COLLECTOR_SECONDS / COLLECTOR_TRIES)
 
 
+def _judge_lock(status: os.stat_result, path: bytes) -> None:
+    """SAFETY: the lock is emptied, written to and removed. What has another name as well is another file."""
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        raise BadBase(
+            "a lock is not a plain file",
+            step="Prepare",
+            path=path,
+            observed=f"{described(status)}, {stat.filemode(status.st_mode)[0]}, {status.st_nlink} names",
+            expected="a regular file with one name",
+            hint="remove it by hand, once you know what it is",
+        )
+
+
 def _locks(fd: int) -> bool:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -213,15 +262,18 @@ def _leads_to(component: str, locks: int, fd: int) -> bool:
         return False
 
 
-def collect(base: int, base_path: bytes, locks: int) -> list[str]:
+def collect(base: int, base_path: bytes, locks: int, most: int | None = None) -> list[str]:
     """Remove what dead launches left below the base; the directories' names. Spec: GVisorRuntime!Collect.
 
-    A live launch is safe: its lock is held, or names a process that runs. Spec: Concurrent!Finds.
+    A live launch is safe: its lock is held, or names a process that runs. Spec: Concurrent!Finds. Of more than `most`
+    locks so many are looked at, any of them: what is passed over now another launch comes by.
     """
     gone = []
-    for component in os.listdir(locks):
+    names = components(locks)
+    for component in names if most is None or len(names) <= most else random.sample(names, most):
+        path = base_path + b"/locks/" + component.encode()
         try:
-            fd = take_lock(locks, component, base_path, create=False)
+            fd = take_lock(locks, component, path, create=False)
         except MemoryError:  # it may have come when the lock was ours
             raise
         except Exception:

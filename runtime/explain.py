@@ -240,7 +240,7 @@ class _Dry(Launch):
     def _judge_lock(self, base: bytes, component: str) -> None:
         """Busy when the lock names a living owner; the lock itself is not tried, for that would take it."""
         try:
-            line = Path(os.fsdecode(base), "locks", component).read_bytes()[:512]
+            line = cleanup.read_lock(base + b"/locks/" + component.encode())
         except OSError:
             return
         if cleanup.owner_lives(line):
@@ -257,8 +257,8 @@ class _Dry(Launch):
         """Directories of launches whose locks name no living owner; another launcher may hold one all the same."""
         locks = Path(os.fsdecode(base), "locks")
         try:
-            names = sorted(name for name in os.listdir(locks) if name != component)
-            dead = [name for name in names if not cleanup.owner_lives((locks / name).read_bytes()[:512])]
+            names = sorted(set(cleanup.components(locks)) - {component})
+            dead = [name for name in names if not cleanup.owner_lives(cleanup.read_lock(locks / name))]
         except OSError:
             return "not to be seen from here"
         return ", ".join(dead) or "none"

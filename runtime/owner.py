@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nucleus_gvisor.model.errors import BadArgument, StepFailed
 from nucleus_gvisor.runtime import _linux as linux
-from nucleus_gvisor.runtime.cleanup import collect, owner_lives
+from nucleus_gvisor.runtime.cleanup import collect, components, owner_lives, read_lock
 from nucleus_gvisor.runtime.identity import Identity
 from nucleus_gvisor.runtime.paths import artifact_base, enter, open_private
 
@@ -52,7 +52,7 @@ def running(base: os.PathLike[str] | None = None) -> list[Running]:
     """The sandboxes below `base`, the oldest first; those of other pid namespaces cannot be seen."""
     directory, locks, _ = _locks(base)
     try:
-        found = [_look(locks, name) for name in os.listdir(locks)]
+        found = [_look(locks, name) for name in components(locks)]
     finally:
         os.close(locks)
         os.close(directory)
@@ -61,11 +61,7 @@ def running(base: os.PathLike[str] | None = None) -> list[Running]:
 
 def _look(locks: int, name: str) -> Running | None:
     try:
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=locks)
-        try:
-            line = os.pread(fd, 512, 0)
-        finally:
-            os.close(fd)
+        line = read_lock(name, locks=locks)
         fields = line.split()
         if len(fields) != 4 or fields[3] != os.readlink("/proc/self/ns/pid").encode() or not owner_lives(line):
             return None

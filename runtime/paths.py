@@ -5,6 +5,7 @@ What only root and the caller can change is trusted; group or world write is not
 above an executable: it keeps others from removing an entry, not from making one first.
 """
 
+import errno
 import os
 import re
 import stat
@@ -328,21 +329,67 @@ def make_private(fd: int, path: bytes, identity: Identity) -> None:
             os.fchmod(fd, 0o700)
 
 
+@dataclass
+class _Doomed:
+    """A directory that is being removed: its name, what it is, what is still in it, and its descriptor while open."""
+
+    name: bytes
+    identity: FileId
+    left: list[str]
+    fd: int
+
+
 def remove_tree(parent: int, name: bytes, on_error: Callable[[OSError], None]) -> None:
-    """Remove `name` below `parent` and all in it, by descriptors; a failure goes to `on_error`."""
+    """Remove `name` below `parent` and all in it, by descriptors; a failure goes to `on_error`.
+
+    A tree can be deeper than stack and descriptors last: one directory of it is open at a time.
+    """
+    above: list[_Doomed] = []
+    here = _enter_or_remove(parent, name, on_error)
+    while here is not None:
+        if here.left:
+            below = _enter_or_remove(here.fd, os.fsencode(here.left.pop()), on_error)
+            if below is not None:
+                above.append(here)
+                linux.close(here.fd)
+                here.fd, here = -1, below
+            continue
+        done, here = here, above.pop() if above else None
+        try:
+            if here is not None:
+                here.fd = _parent(done.fd, here)
+            os.rmdir(done.name, dir_fd=parent if here is None else here.fd)
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError):
+                on_error(error)
+            if here is not None and here.fd < 0:  # there is no way back: nothing that is not ours is touched
+                return
+        finally:
+            linux.close(done.fd)
+
+
+def _enter_or_remove(parent: int, name: bytes, on_error: Callable[[OSError], None]) -> _Doomed | None:
+    """The open directory `name`; None for what is none, which is removed, and for what cannot be entered."""
+    fd = -1
     try:
         try:
             fd = linux.open(name, _DIRECTORY, dir_fd=parent)
+            return _Doomed(name, file_id(os.fstat(fd)), os.listdir(fd), fd)
         except NotADirectoryError:
             os.unlink(name, dir_fd=parent)
-            return
-        try:
-            for entry in os.listdir(fd):
-                remove_tree(fd, os.fsencode(entry), on_error)
-        finally:
-            linux.close(fd)
-        os.rmdir(name, dir_fd=parent)
     except FileNotFoundError:
         pass
     except OSError as error:
+        if fd >= 0:
+            linux.close(fd)
         on_error(error)
+    return None
+
+
+def _parent(fd: int, wanted: _Doomed) -> int:
+    """The directory that `fd` was entered from. SAFETY: it may have been moved meanwhile, into what must not go."""
+    up = linux.open(b"..", _DIRECTORY, dir_fd=fd)
+    if file_id(os.fstat(up)) != wanted.identity:
+        linux.close(up)
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+    return up

@@ -52,7 +52,7 @@ def take_place(container_id: str, explicit: os.PathLike[str] | None, identity: I
     place = Place(open_private(path, identity), path, state_component(container_id))
     try:
         place.take()
-        cleanup.collect(place.base, place.base_path, place.locks)
+        cleanup.collect(place.base, place.base_path, place.locks, cleanup.LOOKS)
         return place
     except BaseException:
         place.remove()

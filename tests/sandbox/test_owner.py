@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from nucleus_gvisor.runtime import LaunchError, owner
-from nucleus_gvisor.runtime.cleanup import owner_line
+from nucleus_gvisor.runtime.cleanup import owner_line, state_component
 from tests.e2e import launching
 from tests.e2e.launching import Caller
 from tests.support.places import mounts_below
@@ -183,7 +183,7 @@ def named(base: Path) -> Iterator[Callable[[str], subprocess.Popen[bytes]]]:
             stack.enter_context(process)
             stack.callback(process.kill)
             assert process.stdout is not None and process.stdout.readline() == b"\n"  # it has executed sh
-            (base / "locks" / name).write_bytes(owner_line(process.pid))
+            (base / "locks" / state_component(name)).write_bytes(owner_line(process.pid))
             return process
 
         yield start
@@ -215,11 +215,11 @@ def test_what_is_no_sandbox_is_not_listed(base: Path, named: Callable[..., subpr
     """Launches that have not come to runsc, dead ones, those of other pid namespaces, and what is no lock at all."""
     named("launching", "sh")
     locks = base / "locks"
-    line = (locks / "launching").read_bytes()
-    (locks / "dead").touch()
-    (locks / "elsewhere").write_bytes(line.replace(b"pid:[", b"pid:[9"))
-    (locks / "folder").mkdir()
-    (locks / "link").symlink_to("launching")
+    line = (locks / state_component("launching")).read_bytes()
+    (locks / state_component("dead")).touch()
+    (locks / state_component("elsewhere")).write_bytes(line.replace(b"pid:[", b"pid:[9"))
+    (locks / state_component("folder")).mkdir()
+    (locks / state_component("link")).symlink_to(state_component("launching"))
     assert owner.running(base) == []
 
 
