@@ -35,6 +35,11 @@ ANSWER_LIMIT = 1 << 16
 ANSWER_SECONDS = 10
 CLOSED = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_NOEXEC
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1  # linux/sockios.h, linux/if.h
+TRIAL = (
+    b'{"ociVersion":"1.0.2","process":{"user":{"uid":0,"gid":0},"args":["/none"],"env":[],"cwd":"/"},'
+    b'"root":{"path":"rootfs","readonly":true},"linux":{"namespaces":[]}}'
+)
+"""The config.json of a sandbox that only shows whether it would be executed."""
 KERNEL_SETTINGS = (b"/proc/sys", b"/proc/sysrq-trigger", b"/proc/irq", b"/proc/bus", b"/proc/fs")
 DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -66,7 +71,7 @@ def main(plan: Plan, link: int) -> None:
         status = os.fstat(image)
         evidence["image"] = [status.st_dev, status.st_ino]
         step = "ask"
-        answers = ask(image, plan["questions"], plan["env"])
+        answers = ask(image, plan["questions"], plan["env"], plan["trial"])
         _send(link, ("confined", evidence, answers))
         _obey(link, image, plan)
     except Refused as error:
@@ -354,6 +359,8 @@ def lay_out(work: int, plan: Plan) -> None:
         left = left[os.write(config, left) :]
     os.close(config)
     os.close(bundle)
+    if plan["trial"]:
+        _lay_out_trial(work)
     if plan["skeleton"] is not None and plan["confinement"] != "mount-locked":
         rootfs = os.open("rootfs", DIRECTORY, dir_fd=work)
         _mount_points(rootfs, plan["skeleton"])
@@ -363,6 +370,15 @@ def lay_out(work: int, plan: Plan) -> None:
         programs = os.open(PROGRAMS, DIRECTORY, dir_fd=work)
         _write_programs(programs, plan["programs"])
         os.close(programs)
+
+
+def _lay_out_trial(work: int) -> None:
+    """A bundle of nothing."""
+    for name in ("trial", "trial/root", "trial/rootfs"):
+        os.mkdir(name, 0o700, dir_fd=work)
+    config = os.open("trial/config.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=work)
+    os.write(config, TRIAL)
+    os.close(config)
 
 
 def _mount_points(root: int, points: list[tuple[str, bool]]) -> None:
@@ -542,12 +558,17 @@ def _mounts(place: bytes) -> tuple[int, list[bytes]]:
     return count, open_ones
 
 
-def ask(image: int, questions: list[list[bytes]], env: dict[bytes, bytes]) -> list[tuple[int, bytes]]:
-    """Run the image with each argv, where it is confined; (wait status, output) of each, bounded in time and size."""
+def ask(
+    image: int, questions: list[list[bytes]], env: dict[bytes, bytes], trial: list[bytes] | None = None
+) -> list[tuple[int, bytes]]:
+    """Run the image with each argv, where it is confined; (wait status, output) of each, bounded in time and size.
+
+    `trial` is one more argv, that of a sandbox: it is ended as soon as that is executed, and leaves none.
+    """
     started: list[tuple[int, int]] = []
     asker = os.getpid()
     try:
-        for argv in questions:
+        for argv in [*questions, *([trial] if trial else [])]:
             reader, writer = os.pipe2(os.O_CLOEXEC)
             pid = os.fork()
             if pid == 0:
@@ -559,6 +580,10 @@ def ask(image: int, questions: list[list[bytes]], env: dict[bytes, bytes]) -> li
                         linux.die_with_parent(_signal.SIGKILL)
                     except OSError:
                         pass  # the deadline ends it all the same
+                    if argv is trial:
+                        # No sandbox comes up, whatever becomes of us: its memory is a large file (MemoryFile in
+                        # gVisor's pkg/sentry/pgalloc).
+                        linux.limit_file_size(1 << 20)
                     # Who died before that call sends no signal.
                     if os.getppid() == asker:  # pragma: no branch - the asker would have to die in these microseconds
                         execute(image, argv, env)
@@ -567,11 +592,38 @@ def ask(image: int, questions: list[list[bytes]], env: dict[bytes, bytes]) -> li
             started.append((pid, reader))
             os.close(writer)
         end = time.monotonic() + ANSWER_SECONDS
+        if trial:
+            _end_with_its_sandbox(*started[-1], end)
         return [_answer(pid, reader, end) for pid, reader in started]
     except BaseException:
         for pid, _ in started:  # nothing of a launch outlives its failure
             _end(pid)
         raise
+
+
+def _end_with_its_sandbox(pid: int, reader: int, end: float) -> None:
+    """Kill runsc, and all below it, once it has executed its sandbox; or do nothing, once it has ended."""
+    import select
+
+    pidfd = os.pidfd_open(pid)
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        while not poll.poll(1) and time.monotonic() < end:
+            if any(b"\0boot\0" in _arguments(child) for child in linux.children(pid)):
+                break
+        linux.kill_with_all_below(pid, pidfd)
+    except ProcessLookupError:
+        pass  # it has ended
+    finally:
+        os.close(pidfd)
+
+
+def _arguments(pid: int) -> bytes:
+    try:
+        return _read(b"/proc/%d/cmdline" % pid)
+    except OSError:
+        return b""  # it has ended
 
 
 def _end(pid: int) -> None:

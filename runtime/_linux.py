@@ -51,6 +51,8 @@ LANDLOCK_ACCESS_FS_EXECUTE = 1
 _PIDFD_INFO = struct.Struct("=QQ11Ii")
 PIDFD_INFO_EXIT = 1 << 3
 PIDFD_GET_INFO = 3 << 30 | _PIDFD_INFO.size << 16 | 0xFF << 8 | 11
+# asm-generic/resource.h
+RLIMIT_FSIZE = 1
 # elf.h (auxiliary vector)
 AT_SECURE = 23
 
@@ -402,6 +404,12 @@ def pidfd_exit_status(pidfd: int) -> int | None:
 def elevated() -> bool:
     """True in a set-id or capability-raised program (AT_SECURE): its environment is the invoker's, not its own."""
     return bool(_libc.getauxval(AT_SECURE)) or os.getuid() != os.geteuid() or os.getgid() != os.getegid()
+
+
+def limit_file_size(size: int) -> None:
+    """setrlimit(2) of RLIMIT_FSIZE. The `resource` module is a file of the host's, and cannot be loaded any more."""
+    limit = (ctypes.c_ulong * 2)(size, size)
+    _checked(_libc.setrlimit(RLIMIT_FSIZE, ctypes.byref(limit)), "setrlimit", (RLIMIT_FSIZE, size))
 
 
 def landlock_abi() -> int:

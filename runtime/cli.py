@@ -200,7 +200,7 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
     add("--writable", action="store_true", help="let the guest write to --rootfs")
     add("--platform", choices=[str(p) for p in Platform], default="auto", help="gVisor platform (default: auto)")
     add("--network", choices=[str(n) for n in NetworkMode], default="none", help="network (default: none)")
-    add("--rootless", action="store_true", help="pass runsc --rootless (implied by mount-locked)")
+    add("--rootless", action="store_true", help="pass runsc --rootless (it is passed where it is needed)")
     add("--ignore-cgroups", action="store_true", help="pass runsc --ignore-cgroups (implied by mount-locked)")
     add("--confinement", choices=[str(c) for c in Confinement], default="mount-locked", help="default: mount-locked")
     add("--enforcement", choices=[str(e) for e in Enforcement], default="required", help="default: required")

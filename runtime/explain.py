@@ -330,7 +330,9 @@ class _Dry(Launch):
         assert self._staged is not None and self._judged is not None
         if self._staged.method == "copy":
             child_plan["allow"] = [(self._location + b"/exec-allow", NOTHING)]
-        child_plan["questions"] = list(runsc.QUESTIONS) if self.options.program is Program.RUNSC else []
+        if self.options.program is Program.RUNSC:
+            child_plan["questions"] = list(runsc.QUESTIONS)
+            child_plan["trial"] = runsc.trial_arguments(self._location) if wanted is Confinement.MOUNT_LOCKED else None
         sizes = {name: file.snapshot.size for name, file in doctor.named(self._judged).items()}
         rehearsal = Rehearsal(child_plan, self._command_with(ASKED), sizes)
         if wanted is not Confinement.MOUNT_LOCKED:
@@ -365,7 +367,7 @@ class _Dry(Launch):
             self._say("access", "/dev/kvm", "the platform that was asked for needs it")
             runsc._require_kvm()
         if self.options.runsc_rootless:
-            runsc.judge_network(runsc.Release("", "", (), ""), self.options, locked=False)
+            runsc.judge_network(runsc.Release("", "", (), ""), self.options, rootless=False)
 
     def _until_report(self) -> Iterator[tuple[str, str, str]]:
         """The child's calls up to the report that it is confined; the rest belongs to Exec."""
@@ -377,7 +379,7 @@ class _Dry(Launch):
     def _command_with(self, platform: str) -> tuple[list[bytes], dict[bytes, bytes]]:
         chosen = platform if self.options.platform is Platform.AUTO else self.options.platform.value
         # No child: `_command` reads the platform only.
-        self.confined = confine.Confined(Supervisor.__new__(Supervisor), {}, None, chosen)
+        self.confined = confine.Confined(Supervisor.__new__(Supervisor), {}, None, chosen, False)
         try:
             return self._command()
         finally:
@@ -391,6 +393,8 @@ class _Dry(Launch):
             self._say(
                 "choose", f"{ASKED} below: asked of the sealed binary", "its own default, or one that needs no device"
             )
+        if self._plan["trial"]:
+            self._say("choose", "--rootless below, should the trial show that this runsc needs it")
         for number, item in enumerate(argv):
             self._say("argv", f"[{number}] {os.fsdecode(item)}")
         for name, value in env.items():

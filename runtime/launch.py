@@ -393,8 +393,7 @@ class Launch:
         key = " ".join(f"{name}={digest}" for name, digest in sorted(self._staged.digests.items()))
         self.confined = confine.start(self._plan, key, self.options, fresh=self._fresh)
         if self._checkpoint is not None and self.confined.release is not None:
-            locked = confinement is Confinement.MOUNT_LOCKED
-            runsc.judge_restore(self.confined.release, self.options, locked=locked)
+            runsc.judge_restore(self.confined.release, self.options, rootless=self.confined.rootless)
 
     def _child_plan(self, confinement: Confinement | None) -> dict[str, Any]:
         place, guest, staged = self.place, self._guest, self._staged
@@ -466,6 +465,7 @@ class Launch:
             "enforcement": self.options.enforcement.value,
             "release": None if release is None else release.version,
             "platform": confined.platform,
+            "rootless": confined.rootless,
         }
 
     # ---- Exec ----
@@ -475,18 +475,14 @@ class Launch:
         assert self.place is not None and self.confined is not None
         path = self.place.path
         locked = self._plan["confinement"] == Confinement.MOUNT_LOCKED.value
-        # In a user namespace of its own the supervisor is not the host's root: runsc has to know, and the host's
-        # cgroups are not its to make. A sandbox network it has only without the flag.
-        rootless = True if locked and self.options.network_mode is not NetworkMode.SANDBOX else None
-        if self._checkpoint is not None:  # runsc restores without the flag alone
-            rootless = False
         argv = runsc.run_arguments(
             self.container_id,
             path + b"/bundle",
             path + b"/runsc-root",
             self.options,
             platform=self.confined.platform or self.options.platform.value,
-            rootless=rootless,
+            rootless=self.confined.rootless or None,
+            # In a user namespace of its own the supervisor is not the host's root: its cgroups are not its to make.
             ignore_cgroups=True if locked else None,
             image=self._image or None,
         )

@@ -104,9 +104,10 @@ def judge_pin(pin: str) -> str:
 class GVisorOciRunOptions:
     """Options of one launch. The first five are the reference's, with its defaults (gvisor.rs:60).
 
-    `runsc_rootless` and `ignore_cgroups` ask runsc for `--rootless` and `--ignore-cgroups`. Under `mount-locked`
-    both are passed in any case where runsc can take them, because the supervisor then lives in a user namespace of
-    its own. `require_supervisor_exec_policy=True` is the same as `enforcement=REQUIRED`, rootless or not.
+    `runsc_rootless` and `ignore_cgroups` ask runsc for `--rootless` and `--ignore-cgroups`. Under `mount-locked` the
+    second is passed in any case, because the supervisor then lives in a user namespace of its own, and the first where
+    a trial shows that this release does not start there without it. `require_supervisor_exec_policy=True` is the same
+    as `enforcement=REQUIRED`, rootless or not.
     """
 
     network_mode: NetworkMode = NetworkMode.NONE

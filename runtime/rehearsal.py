@@ -216,9 +216,13 @@ class Rehearsal:
         name = {known.value: known.name for known in signal.Signals}.get(number, str(number))
         self.note("rt_sigaction", f"{name} to SIG_DFL")
 
-    def _ask(self, _image: int, questions: list[list[bytes]], _env: object) -> list[tuple[int, bytes]]:
+    def _ask(
+        self, _image: int, questions: list[list[bytes]], _env: object, trial: list[bytes] | None
+    ) -> list[tuple[int, bytes]]:
         for argv in questions:
             self.note("ask", b" ".join(argv).decode(), "of the image, in a process of its own, where it is confined")
+        if trial:
+            self.note("ask", b" ".join(trial).decode(), "does it start without --rootless; ended once it has")
         return [(0, b"") for _ in questions]
 
     def message(self, data: bytes) -> None:

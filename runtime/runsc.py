@@ -1,7 +1,8 @@
-"""What we know of runsc: its arguments, its environment, and how to read its answers. Pure."""
+"""What we know of runsc: its arguments, its environment, and how to read its answers. No effects."""
 
 import os
 import re
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,12 +12,6 @@ from nucleus_gvisor.runtime.options import GVisorOciRunOptions, NetworkMode, Pla
 SAFE_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 QUESTIONS = ([b"runsc", b"--version"], [b"runsc", b"flags"])
 """What the sealed binary is asked, where it is confined; `read_answers` reads the outputs."""
-KNOWN_SANDBOX_NETWORK = 20240729
-"""The oldest release whose sandbox network was seen to work in a locked user namespace; 20221219's does not, because it
-runs its sandbox as nobody, an id that the namespace does not have."""
-KNOWN_RESTORE = 20240729
-"""The oldest release that was seen to restore in a locked user namespace. No release restores with `--rootless`, and
-without it 20221219 runs its sandbox as nobody again."""
 KNOWN_LEAVE_RUNNING = 20240729
 """The oldest release that was seen to let a sandbox go on after a checkpoint; 20221219 ends it and restores another."""
 VERBS = (b"run", b"restore")
@@ -92,6 +87,25 @@ def run_arguments(
     ]
 
 
+def trial_arguments(place: bytes) -> list[bytes]:
+    """Of a runsc that would create the sandbox of `_child.TRIAL`; `needs_rootless` reads what it says."""
+    trial = place + b"/trial"
+    where = [b"--root", trial + b"/root", b"--ignore-cgroups", b"--network", b"none"]
+    # Up to 2023 its name is an abstract socket's too: all launches of the network namespace share them.
+    name = b"trial-" + secrets.token_hex(8).encode()
+    return [b"runsc", *where, b"create", b"--bundle", trial, name]
+
+
+def needs_rootless(output: bytes) -> bool:
+    """Could the sandbox not even be executed, without `--rootless`.
+
+    Releases up to 2023 run their sandbox as nobody, and the kernel lets them have no id that the namespace lacks
+    (user_namespaces(7)). With the flag they run it as the caller. It is not for those which can do without: they would
+    keep the host's /proc mounted in the sandbox's root.
+    """
+    return b"starting sandbox: fork/exec" in output
+
+
 def after_flags(command: Sequence[bytes]) -> int:
     """Where, in the arguments of a launch, runsc's own flags end."""
     return min(command.index(verb) for verb in VERBS if verb in command)
@@ -99,7 +113,7 @@ def after_flags(command: Sequence[bytes]) -> int:
 
 def read_answers(answers: list[tuple[int, bytes]]) -> Release:
     """The release that gave `answers` to QUESTIONS; NotRunsc when they are not those of a runsc."""
-    (status, version), (_, flags) = answers
+    (status, version), (_, flags), *_ = answers
     match = _VERSION.match(version.decode("utf-8", "replace"))
     if status != 0 or match is None:
         raise NotRunsc(
@@ -161,8 +175,8 @@ def _require_kvm() -> None:
         )
 
 
-def judge_network(release: Release, options: GVisorOciRunOptions, *, locked: bool) -> None:
-    """Unsupported when this release cannot have the network asked for under this confinement."""
+def judge_network(release: Release, options: GVisorOciRunOptions, *, rootless: bool) -> None:
+    """Unsupported when this release cannot have the network asked for; `rootless`: it starts only with that flag."""
     if options.network_mode is not NetworkMode.SANDBOX:
         return
     if options.runsc_rootless:
@@ -172,18 +186,18 @@ def judge_network(release: Release, options: GVisorOciRunOptions, *, locked: boo
             observed="runsc_rootless=True",
             hint="leave runsc_rootless off, or use --network none or host",
         )
-    if locked and (release.date or 0) < KNOWN_SANDBOX_NETWORK:
+    if rootless:
         raise Unsupported(
             "this runsc has no sandbox network in a locked user namespace",
             step="Confine",
             observed=f"release {release.version}: it runs its sandbox as nobody, an id that the namespace lacks",
-            expected=f"release {KNOWN_SANDBOX_NETWORK} or later",
+            expected="a release that starts without --rootless, such as 20240729 or later",
             hint="use a newer runsc, or --network none or host",
         )
 
 
-def judge_restore(release: Release, options: GVisorOciRunOptions, *, locked: bool) -> None:
-    """Unsupported when this release cannot restore a checkpoint so and under this confinement."""
+def judge_restore(release: Release, options: GVisorOciRunOptions, *, rootless: bool) -> None:
+    """Unsupported when this release cannot restore a checkpoint; `rootless`: it starts only with that flag."""
     if options.runsc_rootless:
         raise Unsupported(
             "runsc restores no checkpoint when rootless",
@@ -191,11 +205,11 @@ def judge_restore(release: Release, options: GVisorOciRunOptions, *, locked: boo
             observed="runsc_rootless=True",
             hint="leave runsc_rootless off",
         )
-    if locked and (release.date or 0) < KNOWN_RESTORE:
+    if rootless:
         raise Unsupported(
             "this runsc cannot restore a checkpoint in a locked user namespace",
             step="Confine",
             observed=f"release {release.version}: it runs its sandbox as nobody, an id that the namespace lacks",
-            expected=f"release {KNOWN_RESTORE} or later",
+            expected="a release that starts without --rootless, such as 20240729 or later",
             hint="use a newer runsc",
         )

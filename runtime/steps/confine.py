@@ -38,10 +38,12 @@ class Confined:
     shown: Mapping[str, Any]
     release: runsc.Release | None
     platform: str | None
+    rootless: bool
+    """Does this runsc start here only with `--rootless`."""
 
 
-_answered: dict[str, list[tuple[int, bytes]]] = {}
-"""Answers by the digest of the set that gave them: equal bytes answer alike."""
+_answered: dict[tuple[str, str | None, int], list[tuple[int, bytes]]] = {}
+"""Answers by the digest of the set that gave them, the confinement and the user: equal bytes answer alike."""
 
 
 def canaries() -> list[list[bytes]]:
@@ -56,8 +58,11 @@ def start(plan: dict[str, Any], key: str, options: GVisorOciRunOptions, *, fresh
     Raises ConfineFailed, NotProved, Incompatible, NotRunsc, Unsupported, SafetyViolation or StepFailed; then no
     child is left. Spec: GVisorRuntime!ConfineLocked, ConfineLandlock, ConfineSkipped.
     """
-    asked = options.program is Program.RUNSC and key not in _answered
+    locked = plan["confinement"] == Confinement.MOUNT_LOCKED.value
+    known = (key, plan["confinement"], os.geteuid())
+    asked = options.program is Program.RUNSC and known not in _answered
     plan["questions"] = list(runsc.QUESTIONS) if asked else []
+    plan["trial"] = runsc.trial_arguments(plan["place"]) if asked and locked else None
     child = Supervisor.start(plan, fresh=fresh)
     try:
         word, *rest = child.hear()
@@ -65,12 +70,14 @@ def start(plan: dict[str, Any], key: str, options: GVisorOciRunOptions, *, fresh
             raise _refusal(child, plan, word, rest)
         shown, answers = rest
         if options.program is Program.PLAIN:
-            return Confined(child, shown, None, None)
-        release = runsc.read_answers(answers if asked else _answered[key])
-        _answered.setdefault(key, answers)
-        locked = plan["confinement"] == Confinement.MOUNT_LOCKED.value
-        runsc.judge_network(release, options, locked=locked)
-        return Confined(child, shown, release, runsc.choose_platform(release, options.platform))
+            return Confined(child, shown, None, None, False)
+        if not asked:
+            answers = _answered[known]
+        release = runsc.read_answers(answers)
+        _answered.setdefault(known, answers)
+        rootless = locked and runsc.needs_rootless(answers[-1][1])
+        runsc.judge_network(release, options, rootless=rootless)
+        return Confined(child, shown, release, runsc.choose_platform(release, options.platform), rootless)
     except BaseException:
         child.end()
         raise
@@ -188,6 +195,8 @@ def plan(
         "parent": os.getpid(),
         "attendant": attendant,
         "programs": dict(programs),
+        "questions": [],
+        "trial": None,
     }
 
 

@@ -313,7 +313,7 @@ def test_sandbox_network_is_refused_before_exec(mode: Mode, runsc_old: Path) -> 
     data = summary(done)
     assert (done.returncode, data["error"]["error"], data["error"]["step"]) == (125, "Unsupported", "Confine")
     assert data["states"] == ["Unresolved", "Resolved", "Prepared", "Staged", "Failed"]
-    assert "20221219" in done.stderr and "release 20240729 or later" in done.stderr
+    assert "20221219" in done.stderr and "20240729 or later" in done.stderr
     assert "--network none" in data["error"]["hint"]
 
 

@@ -263,27 +263,24 @@ def test_any_release_gives_a_platform_of_its_own_or_is_unfit(
 
 
 @pytest.mark.parametrize(
-    ("release", "mode", "rootless", "locked", "fine"),
+    ("mode", "asked", "needed", "fine"),
     [
-        (OLD, "none", True, True, True),
-        (OLD, "host", True, True, True),
-        (OLD, "sandbox", False, False, True),
-        (OLD, "sandbox", False, True, False),
-        (NEW, "sandbox", False, True, True),
-        (NEW, "sandbox", True, True, False),
-        (NEW, "sandbox", True, False, False),
-        (Release("VERSION_MISSING", "", ("systrap",), "systrap"), "sandbox", False, True, False),
+        ("none", True, True, True),
+        ("host", True, True, True),
+        ("sandbox", False, False, True),
+        ("sandbox", False, True, False),
+        ("sandbox", True, True, False),
+        ("sandbox", True, False, False),
     ],
-    ids=str,
 )
-def test_networks(release: Release, mode: str, rootless: bool, locked: bool, fine: bool) -> None:
-    """A sandbox network needs a release that has it in a locked namespace, and no --rootless; others have no needs."""
-    options = GVisorOciRunOptions(network_mode=NetworkMode(mode), runsc_rootless=rootless)
+def test_networks(mode: str, asked: bool, needed: bool, fine: bool) -> None:
+    """A sandbox network there is only without --rootless, asked for or needed; others have no needs."""
+    options = GVisorOciRunOptions(network_mode=NetworkMode(mode), runsc_rootless=asked)
     if fine:
-        runsc.judge_network(release, options, locked=locked)
+        runsc.judge_network(NEW, options, rootless=needed)
     else:
         with pytest.raises(Unsupported) as caught:
-            runsc.judge_network(release, options, locked=locked)
+            runsc.judge_network(NEW, options, rootless=needed)
         assert caught.value.hint
 
 
@@ -299,11 +296,26 @@ def test_a_checkpoint_is_restored_in_place_of_a_run(image: bytes | None, words: 
 
 
 def test_releases_that_cannot_restore() -> None:
-    """The older one in a locked user namespace, and any without root's ids."""
+    """One that starts only with --rootless, whatever its date, and any that is told to."""
     options = GVisorOciRunOptions()
-    runsc.judge_restore(NEW, options, locked=True)
-    runsc.judge_restore(OLD, options, locked=False)
-    with pytest.raises(Unsupported, match=r"20221219.*nobody.*release 20240729 or later"):
-        runsc.judge_restore(OLD, options, locked=True)
+    runsc.judge_restore(OLD, options, rootless=False)
+    with pytest.raises(Unsupported, match=r"nobody.*without --rootless"):
+        runsc.judge_restore(NEW, options, rootless=True)
     with pytest.raises(Unsupported, match="rootless"):
-        runsc.judge_restore(NEW, GVisorOciRunOptions(runsc_rootless=True), locked=False)
+        runsc.judge_restore(NEW, GVisorOciRunOptions(runsc_rootless=True), rootless=False)
+
+
+@pytest.mark.parametrize(
+    ("said", "needed"),
+    [
+        (b"creating container: cannot create sandbox: cannot create sandbox process: starting sandbox: fork/exec"
+         b" /proc/self/exe: operation not permitted", True),
+        (b"creating container: cannot create sandbox: cannot read client sync file: waiting for sandbox to start: EOF",
+         False),
+        (b"", False),
+        (b"junk", False),
+    ],
+)  # fmt: skip
+def test_what_a_trial_shows(said: bytes, needed: bool) -> None:
+    """--rootless is passed only where the kernel kept the sandbox from being executed without it."""
+    assert runsc.needs_rootless(said) is needed
