@@ -15,7 +15,9 @@ from typing import ClassVar
 def shown(value: object) -> str:
     """Text for `value` that fits on one line and cannot forge a terminal or a log."""
     text = os.fsdecode(value) if isinstance(value, bytes) else str(value)
-    quoted = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    quoted = text
+    if not text.isprintable():
+        quoted = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
     return quoted if len(quoted) <= 600 else f"{quoted[:600]}... ({len(text)} characters)"
 
 

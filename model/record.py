@@ -7,13 +7,16 @@ Format: `spec/TRACE_FORMAT.md`.
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from nucleus_gvisor.model.errors import RecordRejected
 from nucleus_gvisor.model.facts import Facts
 
+canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
+"""The one text of JSON data."""
 VERSION = 1
 GENESIS = "0" * 64
 MAX_LINE = 1 << 20
@@ -45,8 +48,7 @@ class TransitionRecord:
 
     def line(self) -> bytes:
         """The record's own bytes, without the newline."""
-        data = {name: getattr(self, name) for name in NAMES}
-        return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+        return canonical({name: getattr(self, name) for name in NAMES}).encode("ascii")
 
     def digest(self) -> str:
         """SHA-256 of the line, in hex: the next line's `prev`."""
@@ -96,12 +98,92 @@ def rejected(line: int, reason: str, why: object, observed: str | None = None) -
 
 def read(file: BinaryIO) -> Iterator[TransitionRecord]:
     """The records in `file`, line by line, never more than one in memory; RecordRejected as of `parse_all`."""
-    number = 0
-    while line := file.readline(MAX_LINE + 2):
-        if not line.endswith(b"\n") and len(line) <= MAX_LINE:
-            raise rejected(number, "cut", "the last line is not ended: it was cut while it was written")
-        yield parse(line.removesuffix(b"\n"), number)
-        number += 1
+    return (line.record for line in Reader().lines(file))
+
+
+class Line(NamedTuple):
+    """A line that was read."""
+
+    record: TransitionRecord
+    digest: str
+    """Its SHA-256, as of `TransitionRecord.digest`."""
+    facts: Facts
+    """What the record's facts are."""
+
+
+# Each matches nothing but the one text of what it says.
+_STRING, _COUNT, _TIME = r'"([ !#-\[\]-~]*)"', "(0|[1-9][0-9]{0,8})", r"([0-9]|[1-9][0-9]{0,8})(\.(?:0|[0-9]{0,2}[1-9]))?"
+_BEFORE = re.compile(rf'\{{"action":{_STRING},"container":{_STRING},"dest":{_STRING},"evidence":(\{{.*\}})')
+_AFTER = re.compile(
+    rf'{_STRING},"ms":{_TIME},"prev":{_STRING},"seen":(\{{[^{{}}]*\}}),"seq":{_COUNT},"source":{_STRING},'
+    rf'"time":{_STRING},"v":{VERSION}\}}'
+)
+
+
+class Reader:
+    """Reads many lines. They differ in few parts: what it has judged in full it knows again by its text.
+
+    A line is canonical when it is put together of canonical parts in the order of their names; so a line whose parts are
+    known need not be written again to be compared. Any other goes the long way, `parse`. Equal parts of records are one
+    object: nobody may change them.
+    """
+
+    MOST, LONGEST = 1000, 4096
+
+    def __init__(self) -> None:
+        self._facts: dict[str, tuple[Mapping[str, object], Facts]] = {}
+        self._values: dict[str, Any] = {}
+
+    def lines(self, file: BinaryIO) -> Iterator[Line]:
+        """The lines of `file`, never more than one in memory; RecordRejected as of `parse_all`."""
+        number = 0
+        while text := file.readline(MAX_LINE + 2):
+            if not text.endswith(b"\n") and len(text) <= MAX_LINE:
+                raise rejected(number, "cut", "the last line is not ended: it was cut while it was written")
+            yield self.line(text.removesuffix(b"\n"), number)
+            number += 1
+
+    def line(self, text: bytes, number: int = 0) -> Line:
+        """The line that `text` is; RecordRejected as of `parse`."""
+        try:
+            return self._known(text)
+        except (LookupError, ValueError, RecursionError):
+            record = parse(text, number)
+        facts = Facts.from_dict(record.facts)
+        self._keep(self._facts, canonical(record.facts), (record.facts, facts))
+        return Line(record, hashlib.sha256(text).hexdigest(), facts)
+
+    def _known(self, text: bytes) -> Line:
+        head, _, tail = text.decode("ascii").rpartition(',"facts":')
+        told, _, rest = tail.partition(',"launch":')
+        before, after = _BEFORE.fullmatch(head), _AFTER.fullmatch(rest)
+        if before is None or after is None or len(text) > MAX_LINE:
+            raise ValueError("not so long, or not of these parts")
+        data, facts = self._facts[told]
+        action, container, dest, evidence = before.groups()
+        launch, ms, part, prev, seen, seq, source, time = after.groups()
+        record = TransitionRecord(
+            launch=launch, container=container, seq=int(seq), action=action, source=source, dest=dest,
+            seen=self._value(seen), facts=data, evidence=self._value(evidence), time=time,
+            ms=float(ms + part) if part else int(ms), prev=prev,
+        )  # fmt: skip
+        return Line(record, hashlib.sha256(text).hexdigest(), facts)
+
+    def _value(self, text: str) -> Any:
+        """The JSON value that `text` is the one text of; ValueError where it is none."""
+        found = self._values.get(text)
+        if found is None:
+            found = json.loads(text)
+            if canonical(found) != text:
+                raise ValueError("not in canonical form")
+            if len(text) <= self.LONGEST:
+                self._keep(self._values, text, found)
+        return found
+
+    def _keep(self, among: dict[str, Any], text: str, what: Any) -> None:
+        if len(among) >= self.MOST:
+            among.clear()
+        among[text] = what
 
 
 def parse_all(text: bytes) -> tuple[TransitionRecord, ...]:

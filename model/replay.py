@@ -8,7 +8,7 @@ from nucleus_gvisor.model.environment import explains
 from nucleus_gvisor.model.errors import RecordRejected
 from nucleus_gvisor.model.facts import DOMAINS, OPTIONS, WORLD, Facts
 from nucleus_gvisor.model.invariants import violated
-from nucleus_gvisor.model.record import GENESIS, TransitionRecord, claims, read, rejected
+from nucleus_gvisor.model.record import GENESIS, Line, Reader, TransitionRecord, canonical, claims, read, rejected
 from nucleus_gvisor.model.states import TERMINAL
 from nucleus_gvisor.model.table import ROWS
 
@@ -53,6 +53,11 @@ def initial(f: Facts) -> bool:
     return f == fresh or f == fresh.seen({"pin": "match"})
 
 
+Steps = dict[tuple[int, int, str, str, str, str], tuple[Facts, Facts]]
+"""Steps that were accepted: all that was judged of each, and the facts before and after, by which it is told."""
+MOST_STEPS = 10_000
+
+
 class _Broken(ValueError):
     """Why a line is not accepted: one of REASONS, and the words for it."""
 
@@ -61,10 +66,9 @@ class _Broken(ValueError):
         self.reason = reason
 
 
-def _step(before: Facts, record: TransitionRecord) -> Facts:
-    """The facts after one record. What is asked, and in which order, is `Reason` of Trace.tla."""
+def _step(before: Facts, record: TransitionRecord, after: Facts) -> None:
+    """Judge the step to `after`, the record's facts. What is asked, and in which order, is `Reason` of Trace.tla."""
     row = ROWS.get(record.action)
-    after = Facts.from_dict(record.facts)
     stray = ""
     if row is None:
         stray = f"{record.action} is not an action"
@@ -95,8 +99,6 @@ def _step(before: Facts, record: TransitionRecord) -> Facts:
         raise _Broken("effect", f"dest {record.dest} is not the state {after.state}")
     if broken := violated(seen, after):
         raise _Broken("effect", f"{', '.join(broken)} violated")
-    _believe(record)
-    return after
 
 
 def _believe(record: TransitionRecord) -> None:
@@ -110,9 +112,11 @@ class Follower:
 
     Checked are the hash chain, that all lines are of one launch, that each step is an edge of the specification's
     graph, and that the evidence does not contradict the facts. A record may end anywhere: a killed launch's does.
+    `known` are steps that were accepted before, by another follower of the same reader: equal ones are not asked again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, known: Steps | None = None) -> None:
+        self._known: Steps = {} if known is None else known
         self.lines = 0
         """How many were accepted."""
         self.facts: Facts | None = None
@@ -127,32 +131,44 @@ class Follower:
         """Has the launch come to its end."""
         return self.facts is not None and self.facts.state in TERMINAL
 
-    def take(self, record: TransitionRecord) -> None:
-        """Accept the next line; RecordRejected, and nothing changed, when no behaviour has it here."""
+    def take(self, record: TransitionRecord, line: Line | None = None) -> None:
+        """Accept the next line; RecordRejected, and nothing changed, when no behaviour has it here.
+
+        `line` is what a `Reader` knows of the record.
+        """
         try:
-            facts = self._judge(record)
+            facts = self._judge(record, None if line is None else line.facts)
         except (ValueError, TypeError) as error:
             reason = "begin" if self.facts is None else getattr(error, "reason", "format")
             told = f"{record.action} {record.source} -> {record.dest}"
             raise rejected(self.lines, reason, error, told) from error
-        self.facts, self.head, self.owner = facts, record.digest(), (record.launch, record.container)
+        self.facts, self.owner = facts, (record.launch, record.container)
+        self.head = record.digest() if line is None else line.digest
         self.lines += 1
 
-    def _judge(self, record: TransitionRecord) -> Facts:
+    def _judge(self, record: TransitionRecord, facts: Facts | None) -> Facts:
         if record.seq != self.lines:
             raise _Broken("order", f"sequence number {record.seq}: a line is missing, doubled or moved")
         if record.prev != self.head:
             raise _Broken("chain", "the chain is broken: this line does not name the hash of the line before")
         if self.owner not in (None, (record.launch, record.container)):
             raise _Broken("owner", "a line of another launch")
-        if self.facts is not None:
-            return _step(self.facts, record)
-        facts = Facts.from_dict(record.facts)
+        facts = facts or Facts.from_dict(record.facts)
         stands = record.source == record.dest == facts.state
-        if record.action != "Init" or record.seen or not stands or not initial(facts):
+        if self.facts is not None:
+            self._follow(self.facts, record, facts)
+        elif record.action != "Init" or record.seen or not stands or not initial(facts):
             raise _Broken("begin", "does not begin as a launch begins")
         _believe(record)
         return facts
+
+    def _follow(self, before: Facts, record: TransitionRecord, after: Facts) -> None:
+        seen = canonical(record.seen) if record.seen else ""
+        step = (id(before), id(after), record.action, record.source, record.dest, seen)
+        if step not in self._known:
+            _step(before, record, after)
+            if len(self._known) < MOST_STEPS:
+                self._known[step] = (before, after)  # as long as these are kept, nothing else has their ids
 
 
 def fold(records: Iterable[TransitionRecord]) -> Facts:
@@ -176,8 +192,8 @@ def judge(text: bytes, head: str | None = None) -> Judgement:
     """The judgement of one launch's record; with `head`, its last line's hash, also of whether the tail is there."""
     follower = Follower()
     try:
-        for record in read(io.BytesIO(text)):
-            follower.take(record)
+        for line in Reader().lines(io.BytesIO(text)):
+            follower.take(line.record, line)
         if not follower.lines:
             raise _empty()
         if head not in (None, follower.head):

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nucleus_gvisor.model.errors import BadArgument, RecordRejected, StepFailed, shown
-from nucleus_gvisor.model.record import TransitionRecord, read
-from nucleus_gvisor.model.replay import Follower, fold
+from nucleus_gvisor.model.record import Line, Reader, TransitionRecord
+from nucleus_gvisor.model.replay import Follower, Steps, fold
 from nucleus_gvisor.runtime import _linux as linux
 
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -150,6 +150,7 @@ class Record:
 
 # ---- the audit ----
 
+HostPath = str | os.PathLike[str]
 SUFFIX = ".ndjson"
 """What records are looked for by in a directory."""
 MOST_LAUNCHES = 100_000
@@ -193,17 +194,18 @@ def verify(paths: Iterable[Path], heads: Collection[str] = ()) -> Iterator[Findi
     Files are read as a stream; what they hold is never followed, executed or waited for.
     """
     found: set[str] = set()
+    known = _Known(Reader(), {})
     for path in paths:
         if not path.is_dir():
-            yield from _audit(path, heads, found)
+            yield from _audit(path, heads, found, known)
             continue
         closed: list[OSError] = []
         below = sorted(
-            Path(folder, name) for folder, _, names in os.walk(path, onerror=closed.append) for name in names
+            os.path.join(folder, name) for folder, _, names in os.walk(path, onerror=closed.append) for name in names
         )
-        records = [file for file in below if file.suffix == SUFFIX]
+        records = [file for file in below if os.path.splitext(file)[1] == SUFFIX]
         for file in records:
-            yield from _audit(file, heads, found, follow=False)
+            yield from _audit(file, heads, found, known, follow=False)
         for error in closed:
             yield _unreadable(Path(os.fsdecode(error.filename)), error.strerror or str(error))
         if not records and not closed:
@@ -216,12 +218,12 @@ def verify(paths: Iterable[Path], heads: Collection[str] = ()) -> Iterator[Findi
             )  # fmt: skip
 
 
-def _unreadable(path: Path, why: str) -> Finding:
+def _unreadable(path: HostPath, why: str) -> Finding:
     words = f"REJECTED: cannot be read: {why}"
     return Finding(verdict="rejected", file=_name(path), reason="unreadable", words=words)
 
 
-def _name(path: Path) -> str:
+def _name(path: HostPath) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
@@ -233,7 +235,17 @@ class _Launch:
     """The line that one of the heads names."""
 
 
-def _audit(path: Path, heads: Collection[str], found: set[str], *, follow: bool = True) -> Iterator[Finding]:
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What was read and judged of the files before: most launches are as others were."""
+
+    reader: Reader
+    steps: Steps
+
+
+def _audit(
+    path: HostPath, heads: Collection[str], found: set[str], known: _Known, *, follow: bool = True
+) -> Iterator[Finding]:
     launches: dict[str, _Launch] = {}
     broken: RecordRejected | None = None
     try:
@@ -244,13 +256,13 @@ def _audit(path: Path, heads: Collection[str], found: set[str], *, follow: bool 
             yield _unreadable(path, "not a regular file")
             return
         with open(fd, "rb") as file:
-            for record in read(file):
-                launch = launches.setdefault(record.launch, _Launch(Follower()))
+            for line in known.reader.lines(file):
+                launch = launches.setdefault(line.record.launch, _Launch(Follower(known.steps)))
                 if len(launches) > MOST_LAUNCHES:
                     yield _unreadable(path, f"more than {MOST_LAUNCHES} launches in one file")
                     return
                 if launch.rejected is None:
-                    _take(launch, record, heads, found)
+                    _take(launch, line, heads, found)
     except OSError as error:
         yield _unreadable(path, error.strerror or str(error))
         return
@@ -269,9 +281,9 @@ def _audit(path: Path, heads: Collection[str], found: set[str], *, follow: bool 
         yield Finding(verdict="rejected", file=_name(path), reason=reason, words=f"REJECTED: {words}")
 
 
-def _take(launch: _Launch, record: TransitionRecord, heads: Collection[str], found: set[str]) -> None:
+def _take(launch: _Launch, line: Line, heads: Collection[str], found: set[str]) -> None:
     try:
-        launch.follower.take(record)
+        launch.follower.take(line.record, line)
     except RecordRejected as error:
         launch.rejected = error
     else:
@@ -280,7 +292,7 @@ def _take(launch: _Launch, record: TransitionRecord, heads: Collection[str], fou
             launch.head = launch.follower.lines
 
 
-def _judged(path: Path, name: str, launch: _Launch) -> Finding:
+def _judged(path: HostPath, name: str, launch: _Launch) -> Finding:
     follower, reason = launch.follower, "accepted"
     verdict = "accepted" if follower.complete or launch.head is not None else "unfinished"
     state = None if follower.facts is None else str(follower.facts.state)

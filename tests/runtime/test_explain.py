@@ -378,13 +378,13 @@ def test_leftovers_are_named(modes: dict[str, Mode]) -> None:
     """What dead launches left is told as that which the launch will collect, and left where it is."""
     mode = modes["user"]
     (mode.base / "locks").mkdir(mode=0o700)
-    (mode.base / "locks" / "dead").touch()
-    (mode.base / "locks" / "alive").write_bytes(owner_line(os.getpid()))
+    (mode.base / "locks" / ("d" * 32)).touch()
+    (mode.base / "locks" / ("a" * 32)).write_bytes(owner_line(os.getpid()))
     for path in (mode.base / "locks", *(mode.base / "locks").iterdir()):
         os.chown(path, mode.account.pw_uid, mode.account.pw_gid)
     before = listing(mode.base)
     (collect,) = [o["detail"] for o in explained(mode, "--", "true") if o["call"] == "collect"]
-    assert collect.endswith(": dead")
+    assert collect.endswith(f": {'d' * 32}")
     assert listing(mode.base) == before
 
 

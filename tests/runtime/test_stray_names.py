@@ -8,6 +8,7 @@ import pytest
 from nucleus_gvisor.model.errors import BadBase, StepFailed
 from nucleus_gvisor.runtime import cleanup, explain, owner
 from nucleus_gvisor.runtime.bundle import OciBundle
+from nucleus_gvisor.runtime.identity import Identity
 from nucleus_gvisor.runtime.options import GVisorOciRunOptions
 from nucleus_gvisor.runtime.paths import remove_tree
 from nucleus_gvisor.runtime.steps import prepare
@@ -48,7 +49,7 @@ def test_gc_and_a_launch_leave_stray_names_alone(base: Path) -> None:
     names = planted(base)
     assert owner.gc(base) == [ID] and owner.running(base) == []
     leave(base, ID, b"")
-    ours = prepare.take_place("f" * 32, base, prepare.Identity.current())
+    ours = prepare.take_place("f" * 32, base, Identity.current())
     assert ours.remove() == []
     ours.close()
     assert kept(base) == names and not (base / ID).exists()
