@@ -112,7 +112,8 @@ class Line(NamedTuple):
 
 
 # Each matches nothing but the one text of what it says.
-_STRING, _COUNT, _TIME = r'"([ !#-\[\]-~]*)"', "(0|[1-9][0-9]{0,8})", r"([0-9]|[1-9][0-9]{0,8})(\.(?:0|[0-9]{0,2}[1-9]))?"
+_STRING, _COUNT = r'"([ !#-\[\]-~]*)"', "(0|[1-9][0-9]{0,8})"
+_TIME = rf"{_COUNT}(\.(?:0|[0-9]{{0,2}}[1-9]))?"
 _BEFORE = re.compile(rf'\{{"action":{_STRING},"container":{_STRING},"dest":{_STRING},"evidence":(\{{.*\}})')
 _AFTER = re.compile(
     rf'{_STRING},"ms":{_TIME},"prev":{_STRING},"seen":(\{{[^{{}}]*\}}),"seq":{_COUNT},"source":{_STRING},'
@@ -123,9 +124,9 @@ _AFTER = re.compile(
 class Reader:
     """Reads many lines. They differ in few parts: what it has judged in full it knows again by its text.
 
-    A line is canonical when it is put together of canonical parts in the order of their names; so a line whose parts are
-    known need not be written again to be compared. Any other goes the long way, `parse`. Equal parts of records are one
-    object: nobody may change them.
+    A line is canonical when it is put together of canonical parts in the order of their names; so a line whose parts
+    are known need not be written again to be compared. Any other goes the long way, `parse`. Equal parts of records are
+    one object: nobody may change them.
     """
 
     MOST, LONGEST = 1000, 4096
