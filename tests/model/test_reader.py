@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from nucleus_gvisor.model import replay
 from nucleus_gvisor.model.errors import RecordRejected
+from nucleus_gvisor.model.facts import Facts
 from nucleus_gvisor.model.record import MAX_LINE, Line, Reader, TransitionRecord, parse
 from nucleus_gvisor.model.replay import Follower, Steps
 from nucleus_gvisor.model.states import LaunchState
@@ -204,13 +205,14 @@ def test_known_steps_accept_nothing_more(monkeypatch: pytest.MonkeyPatch) -> Non
     )
     for at in range(1, len(RECORDS)):
         record = RECORDS[at]
-        for bent in (
+        bends: tuple[dict[str, Any], ...] = (
             {"action": "Exec"}, {"action": "none"}, {"source": "Failed"}, {"dest": "Failed"},
             {"seen": {"space": False}}, {"seen": {"space": 0}}, {"seen": {"space": []}}, {"facts": RECORDS[0].facts},
             {"evidence": {"method": "x"}},
             {"facts": {**record.facts, "space": False}}, {"seq": 9}, {"prev": "0" * 64}, {"launch": "e" * 32},
-        ):  # fmt: skip
-            lines = (*RECORDS[:at], replace(record, **bent))  # type: ignore[arg-type]
+        )  # fmt: skip
+        for bent in bends:
+            lines = (*RECORDS[:at], replace(record, **bent))
             assert followed(lines, known) == followed(lines, {}), bent
             assert followed(lines, known)[0] == at or bent == {"action": record.action}  # type: ignore[index]
 
@@ -219,8 +221,14 @@ def test_a_step_is_asked_once_and_kept_within_bounds(monkeypatch: pytest.MonkeyP
     """Equal steps of two launches are judged once, by the same reader; more than so many are judged each time."""
     asked: list[str] = []
     step = replay._step
-    monkeypatch.setattr(replay, "_step", lambda *a: (asked.append(a[1].action), step(*a))[1])
-    reader, known = Reader(), {}  # type: ignore[var-annotated]
+
+    def noted(before: Facts, record: TransitionRecord, after: Facts) -> None:
+        asked.append(record.action)
+        step(before, record, after)
+
+    monkeypatch.setattr(replay, "_step", noted)
+    reader = Reader()
+    known: Steps = {}
     for records in (RECORDS, OTHERS, RECORDS):
         follower = Follower(known)
         for record in records:
