@@ -13,6 +13,8 @@ BIN := .venv/bin
 PROVISION = $(PYTHON) tests/setup/provision.py
 # mypy reports the files below the links that pyproject.toml explains; show them where they are.
 MYPY = $(BIN)/mypy --no-error-summary | sed 's,^\.venv/typing/nucleus_gvisor/,,'
+# It judges what an interpreter can import, and does not follow an editable install.
+PYRIGHT = env PYTHONPATH="$(CURDIR)/.venv/typing" $(BIN)/pyright --pythonpath $(BIN)/python --ignoreexternal --verifytypes
 
 run: setup-run ## Launch one program under gVisor and show its states and its record
 	@$(BIN)/nucleus-gvisor run --show --platform auto -- echo "hello from gVisor"
@@ -36,7 +38,7 @@ TESTS = pytest="env --default-signal=INT,QUIT $${PYTEST:-$(BIN)/pytest}"; status
 	wait $$half || status=$$?; cat .venv/half.log; [ $$status = 0 ]
 
 # The model, the graph, the steps by themselves, and one real launch a kind of caller: a minute at most.
-QUICK = tests/model tests/spec/test_graph_equality.py tests/spec/test_names.py tests/test_repository.py \
+QUICK = tests/model tests/spec/test_graph_equality.py tests/spec/test_names.py tests/test_repository.py tests/test_typing.py \
 	tests/spec/test_correspondence.py::test_document_is_fresh \
 	tests/test_deviations.py $(addprefix tests/runtime/test_,$(addsuffix .py,reference options identity paths runsc \
 	audit cleanup elf resolve stage prepare exec))
@@ -44,9 +46,11 @@ QUICK = tests/model tests/spec/test_graph_equality.py tests/spec/test_names.py t
 check: setup-test lint ## The quick part, before each commit: lint, types, the model and the steps by themselves
 	@$(BIN)/pytest -q -m "not slow" $(QUICK)
 
-lint: setup-test ## ruff and mypy
+lint: setup-test ## ruff, mypy, and pyright's word that every public name has a type
 	@$(BIN)/ruff check --quiet .
 	@$(MYPY)
+	@for package in model runtime; do $(PYRIGHT) nucleus_gvisor.$$package >.venv/pyright.log \
+		|| { sed -n 's,$(CURDIR)/.venv/typing/nucleus_gvisor/,,; /error/p' .venv/pyright.log; exit 1; }; done
 
 format: setup-test ## Let ruff lay out the code
 	@$(BIN)/ruff format .

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from nucleus_gvisor.model.environment import DISTURBANCES, kill
-from nucleus_gvisor.model.errors import LaunchError
+from nucleus_gvisor.model.errors import LaunchError, Rebuilt
 from nucleus_gvisor.model.facts import NAMES, Facts
 from nucleus_gvisor.model.invariants import violated
 from nucleus_gvisor.model.machine import LaunchMachine, fresh
@@ -649,7 +649,7 @@ def replay(path: Path, driver: Driver) -> Report:
 # ---- Hypothesis ----
 
 
-class Disagreement(AssertionError):
+class Disagreement(Rebuilt, AssertionError):
     """A driver that does otherwise than the specification. `walk` leads there."""
 
     def __init__(self, who: object, what: str, walk: Walk) -> None:
@@ -663,7 +663,8 @@ class Lockstep:
     """The specification and drivers, taken through the same steps. What `state_machine` runs."""
 
     def __init__(self, drivers: Sequence[Driver], begin: Node) -> None:
-        self.node, self.drivers = begin, drivers
+        self.node: Node = begin
+        self.drivers: Sequence[Driver] = drivers
         self._begin, self._edges = begin, list[Edge]()
         self._next: tuple[Node, tuple[Edge, ...]] | None = None
         for driver in drivers:

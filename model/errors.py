@@ -9,7 +9,7 @@ names of `Facts`.
 import errno as _errno
 import os
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 def shown(value: object) -> str:
@@ -21,7 +21,23 @@ def shown(value: object) -> str:
     return quoted if len(quoted) <= 600 else f"{quoted[:600]}... ({len(text)} characters)"
 
 
-class Error(Exception):
+def _rebuilt(kind: type[Any], args: tuple[object, ...], fields: dict[str, object], cause: BaseException | None) -> Any:
+    error: Any = kind.__new__(kind, *args)
+    vars(error).update(fields)
+    error.__cause__ = cause
+    return error
+
+
+class Rebuilt(Exception):
+    """An exception that pickle and copy rebuild from its fields: each `__init__` has a signature of its own."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Of the causes, the system call's and our own go along; what else it was need not pickle."""
+        cause = self.__cause__ if isinstance(self.__cause__, OSError | Rebuilt) else None
+        return _rebuilt, (type(self), self.args, dict(vars(self)), cause)
+
+
+class Error(Rebuilt):
     """Base of all that this library raises by its own judgement; never raised itself."""
 
 
@@ -44,7 +60,7 @@ class LaunchError(Error):
         super().__init__(message)
         self.message = message
         self.step = step
-        self.path = None if path is None else os.fsencode(path)
+        self.path: bytes | None = None if path is None else os.fsencode(path)
         self.observed = observed
         self.expected = expected
         self.hint = hint
@@ -98,7 +114,9 @@ class GuardRefused(LaunchError):
         self, action: str, state: str, guard: str, *, observed: object = None, expected: object = None
     ) -> None:
         super().__init__(f"{action} refused in {state}: {guard}", step=action, observed=observed, expected=expected)
-        self.action, self.state, self.guard = action, state, guard
+        self.action: str = action
+        self.state: str = state
+        self.guard: str = guard
 
 
 class SafetyViolation(LaunchError):

@@ -8,14 +8,14 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, BinaryIO, NamedTuple
 
 from nucleus_gvisor.model.errors import RecordRejected
 from nucleus_gvisor.model.facts import Facts
 
-canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
+canonical: Callable[[object], str] = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 """The one text of JSON data."""
 VERSION = 1
 GENESIS = "0" * 64

@@ -117,7 +117,7 @@ class Follower:
 
     def __init__(self, known: Steps | None = None) -> None:
         self._known: Steps = {} if known is None else known
-        self.lines = 0
+        self.lines: int = 0
         """How many were accepted."""
         self.facts: Facts | None = None
         """Where the last of them led."""

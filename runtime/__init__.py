@@ -1,8 +1,8 @@
 """The front door: launch untrusted programs under gVisor, verified and on record.
 
-    from nucleus_gvisor.runtime import GVisorOciRunOptions, GVisorRuntime, OciBundle
+    from nucleus_gvisor.runtime import GVisorOciRunOptions, GVisorRuntime, OciBundle, Platform
 
-    with GVisorRuntime().spawn("job-1", OciBundle.build(["dmesg"]), GVisorOciRunOptions(platform="auto")) as job:
+    with GVisorRuntime().spawn("job-1", OciBundle.build(["dmesg"]), GVisorOciRunOptions(platform=Platform.AUTO)) as job:
         code = job.wait(timeout=30)
     print(code, job.achieved, job.record.path)
 
@@ -61,6 +61,7 @@ from nucleus_gvisor.runtime.errors import (
     GuestFailed,
     LifetimeExpired,
     LimitUnavailable,
+    NoEventLoop,
     OutOfMemory,
     OutputLimit,
     RunscFailed,
@@ -83,7 +84,7 @@ from nucleus_gvisor.runtime.options import (
 )
 from nucleus_gvisor.runtime.request import SandboxOptions
 from nucleus_gvisor.runtime.runsc import Release
-from nucleus_gvisor.runtime.sandbox import Completed, CompletedRun, GuestProcess, Process, Sandbox, run
+from nucleus_gvisor.runtime.sandbox import Completed, CompletedRun, GuestProcess, LivingOptions, Process, Sandbox, run
 
 if TYPE_CHECKING:
     from nucleus_gvisor.runtime.aio import AsyncGuestProcess, AsyncSandbox, arun
@@ -119,9 +120,11 @@ __all__ = [
     "Limit",
     "LimitUnavailable",
     "Limits",
+    "LivingOptions",
     "Mount",
     "MountType",
     "NetworkMode",
+    "NoEventLoop",
     "NoSpace",
     "NotElf",
     "NotExecutable",

@@ -19,21 +19,33 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, Self, TypeVar, Unpack
+from typing import IO, Any, Literal, Self, TypeVar, Unpack, overload
 
 from nucleus_gvisor.runtime.attendant import PATIENCE
 from nucleus_gvisor.runtime.audit import Record
 from nucleus_gvisor.runtime.bundle import HostPath
 from nucleus_gvisor.runtime.capture import CHUNK, DEVNULL, MAX_OUTPUT, PIPE, Capture, Data, Pipes, Redirection
-from nucleus_gvisor.runtime.errors import OutputLimit, SandboxGone, TimeoutExpired
-from nucleus_gvisor.runtime.request import Environment, SandboxOptions, User, directory, request
+from nucleus_gvisor.runtime.errors import NoEventLoop, OutputLimit, SandboxGone, TimeoutExpired
+from nucleus_gvisor.runtime.request import (
+    Environment,
+    SandboxOptions,
+    User,
+    Words,
+    deadline_of,
+    directory,
+    request,
+    seconds,
+    words_of,
+)
 from nucleus_gvisor.runtime.sandbox import (
     MAX_FILE,
     Completed,
     CompletedRun,
+    ExecOptions,
     GuestProcess,
     LivingOptions,
     Process,
+    RunOptions,
     Sandbox,
     ended,
     launched,
@@ -104,8 +116,17 @@ async def _finish(work: Callable[[], Result]) -> Result:
     return result
 
 
+def _see_asyncio() -> None:
+    """NoEventLoop unless a loop of asyncio's runs: nothing may be begun that nobody can wait for."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise NoEventLoop("no asyncio event loop runs here: use asyncio.run, or `run` and `Sandbox`") from None
+
+
 async def _made(make: Callable[[], Result], discard: Callable[[Result], object]) -> Result:
     """What `make` makes in a thread; to be cancelled means that it did not, or that it was discarded, once or twice."""
+    _see_asyncio()
 
     def undo() -> None:
         if not future.cancelled() and future.exception() is None:
@@ -188,6 +209,66 @@ async def _copied(capture: Capture, until: int, deadline: float | None) -> bool:
 # ---- run ----
 
 
+@overload
+async def arun(
+    args: Sequence[HostPath],
+    *,
+    stdout: None = None,
+    stderr: None = None,
+    capture_output: Literal[True] = True,
+    text: Literal[True] = True,
+    **options: Unpack[RunOptions],
+) -> CompletedRun[str]: ...
+
+
+@overload
+async def arun(
+    args: Sequence[HostPath],
+    *,
+    stdout: None = None,
+    stderr: None = None,
+    capture_output: Literal[True] = True,
+    text: Literal[False],
+    **options: Unpack[RunOptions],
+) -> CompletedRun[bytes]: ...
+
+
+@overload
+async def arun(
+    args: Sequence[HostPath],
+    *,
+    stdout: Redirection = None,
+    stderr: Redirection = None,
+    capture_output: bool = True,
+    text: Literal[True] = True,
+    **options: Unpack[RunOptions],
+) -> CompletedRun[str | None]: ...
+
+
+@overload
+async def arun(
+    args: Sequence[HostPath],
+    *,
+    stdout: Redirection = None,
+    stderr: Redirection = None,
+    capture_output: bool = True,
+    text: Literal[False],
+    **options: Unpack[RunOptions],
+) -> CompletedRun[bytes | None]: ...
+
+
+@overload
+async def arun(
+    args: Sequence[HostPath],
+    *,
+    stdout: Redirection = None,
+    stderr: Redirection = None,
+    capture_output: bool = True,
+    text: bool = True,
+    **options: Unpack[RunOptions],
+) -> CompletedRun[str | None] | CompletedRun[bytes | None]: ...
+
+
 async def arun(
     args: Sequence[HostPath],
     *,
@@ -201,15 +282,20 @@ async def arun(
     check: bool = False,
     max_output: int = MAX_OUTPUT,
     **options: Unpack[SandboxOptions],
-) -> CompletedRun:
-    """As `run`. To be cancelled, by `asyncio.timeout` for one, ends the guest first."""
+) -> CompletedRun[Any]:
+    """As `run`. To be cancelled, by `asyncio.timeout` for one, ends the guest first.
+
+    NoEventLoop outside asyncio, before anything is begun.
+    """
+    _see_asyncio()
     asked = request(**options)
+    seconds(timeout)
     pipes = Pipes.redirected(input, stdin, stdout, stderr, capture_output)
     try:
         words, process = await _made(lambda: launched(asked, args, pipes), lambda made: made[1].end())
         try:
             pipes.started()
-            deadline = None if timeout is None else time.monotonic() + timeout
+            deadline = deadline_of(timeout)
             with pipes.capture(max_output) as capture:
                 in_time = await _copied(capture, process.pidfd, deadline)
                 if not in_time:
@@ -296,9 +382,24 @@ class AsyncSandbox:
 
     # ---- commands ----
 
+    @overload
+    async def exec(
+        self, cmd: Words, *args: HostPath, text: Literal[True] = True, **options: Unpack[ExecOptions]
+    ) -> Completed[str]: ...
+
+    @overload
+    async def exec(
+        self, cmd: Words, *args: HostPath, text: Literal[False], **options: Unpack[ExecOptions]
+    ) -> Completed[bytes]: ...
+
+    @overload
+    async def exec(
+        self, cmd: Words, *args: HostPath, text: bool, **options: Unpack[ExecOptions]
+    ) -> Completed[str] | Completed[bytes]: ...
+
     async def exec(
         self,
-        cmd: HostPath,
+        cmd: Words,
         *args: HostPath,
         env: Environment | None = None,
         cwd: str | None = None,
@@ -308,10 +409,10 @@ class AsyncSandbox:
         text: bool = True,
         user: User | None = None,
         max_output: int = MAX_OUTPUT,
-    ) -> Completed:
+    ) -> Completed[Any]:
         """Run a command to its end. To be cancelled ends it first, and what it has started, as a timeout does."""
-        words = (cmd, *args)
-        deadline = None if timeout is None else time.monotonic() + timeout
+        words = words_of(cmd, args)
+        deadline = deadline_of(timeout)
         pipes = Pipes(input)
         try:
             process = await self._begin(words, pipes, env, cwd, user, deadline)
@@ -334,8 +435,8 @@ class AsyncSandbox:
 
     async def popen(
         self,
-        args: Sequence[HostPath],
-        *,
+        args: Words,
+        *more: HostPath,
         stdin: Redirection = None,
         stdout: Redirection = None,
         stderr: Redirection = None,
@@ -351,9 +452,10 @@ class AsyncSandbox:
         With `pty` its streams are a terminal of `window` rows and columns: what is written to `stdin` is typed, and
         `stdout` has all that it shows, to the moment where nobody in the guest holds it any more.
         """
+        words = words_of(args, more)
         pipes = Pipes.of(stdin, stdout, stderr, False, pty, window)
         try:
-            process = await self._begin(args, pipes, env, cwd, user, None)
+            process = await self._begin(words, pipes, env, cwd, user, None)
             assert process is not None
             process.take(pipes, text=False)
             return AsyncGuestProcess(process)
@@ -368,8 +470,9 @@ class AsyncSandbox:
         cwd: str | None,
         user: User | None,
         deadline: float | None,
-    ) -> GuestProcess | None:
+    ) -> GuestProcess[Any] | None:
         """As `Sandbox._start`."""
+        _see_asyncio()
         box = self._box
         words, command = box._send(args, pipes, env, cwd, user)
         try:
@@ -381,7 +484,7 @@ class AsyncSandbox:
             await _finish(lambda: box._unsend(command, pipes))
             raise
         if command.pid is not None:
-            process = GuestProcess(box, words, command.pid, command)
+            process: GuestProcess[Any] = GuestProcess(box, words, command.pid, command)
             if deadline is not None and time.monotonic() >= deadline:
                 await _finish(process.kill)
                 return None
@@ -395,7 +498,7 @@ class AsyncSandbox:
 
     async def read_file(self, path: str, *, max_bytes: int = MAX_FILE) -> bytes:
         """The bytes of a file in the guest; OSError as the guest has it, OutputLimit when it is larger."""
-        return bytes((await self._copy("r", path, b"", max_bytes)).stdout)
+        return (await self._copy("r", path, b"", max_bytes)).stdout
 
     async def write_file(self, path: str, data: Data, *, mode: int | None = None) -> None:
         """Make or overwrite a file in the guest; OSError as the guest has it."""
@@ -436,7 +539,7 @@ class AsyncSandbox:
             with suppress(FileNotFoundError):
                 os.unlink(part)
 
-    async def _copy(self, how: str, path: str, data: Data, limit: int) -> Completed:
+    async def _copy(self, how: str, path: str, data: Data, limit: int) -> Completed[bytes]:
         where = directory(path, "path")
         done = await self.exec(self._box._program, how, where, input=data, check=False, text=False, max_output=limit)
         self._box._copied(done.returncode, where)
@@ -508,7 +611,7 @@ class Output:
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self.rest = b""
+        self.rest: bytes = b""
         os.set_blocking(file.fileno(), False)
 
     async def read(self, size: int = CHUNK) -> bytes:
@@ -577,12 +680,12 @@ class Input:
 class AsyncGuestProcess:
     """A command that runs in a sandbox, as `asyncio.subprocess.Process` has it. Made by `AsyncSandbox.popen` alone."""
 
-    def __init__(self, process: GuestProcess) -> None:
+    def __init__(self, process: GuestProcess[bytes]) -> None:
         self._process = process
         stdin, stdout = process.stdin or process.terminal, process.stdout or process.terminal
-        self.stdin = None if stdin is None else Input(stdin)
-        self.stdout = None if stdout is None else Output(stdout)
-        self.stderr = None if process.stderr is None else Output(process.stderr)
+        self.stdin: Input | None = None if stdin is None else Input(stdin)
+        self.stdout: Output | None = None if stdout is None else Output(stdout)
+        self.stderr: Output | None = None if process.stderr is None else Output(process.stderr)
 
     @property
     def args(self) -> tuple[str, ...]:
@@ -615,7 +718,7 @@ class AsyncGuestProcess:
         """
         if self._process.terminal is not None:
             raise ValueError("a terminal is read and written by hand")
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = deadline_of(timeout)
         files = (self._process.stdin, self._process.stdout, self._process.stderr)
         fds = [-1 if file is None else os.dup(file.fileno()) for file in files]
         before = [b"" if output is None else output.rest for output in (self.stdout, self.stderr)]

@@ -38,12 +38,12 @@ class Command:
     """One command of runsc's that runs in the sandbox's namespaces. Closing it kills it."""
 
     def __init__(self, channel: int) -> None:
-        self.channel = channel
+        self.channel: int = channel
         """Readable once it has ended; that of an `exec` also when it has started."""
         self.returncode: int | None = None
         self.pid: int | None = None
         """Of an `exec` that `has_begun`: its process's number in the guest; None when there is none."""
-        self.has_begun = False
+        self.has_begun: bool = False
 
     def begun(self, count: int) -> list[int]:
         """Hear, once, how an `exec` has begun: our ends of the `count` pipes that were made for it.
@@ -94,7 +94,8 @@ class Attendant:
     """The owner's end. It exists before the launch (`theirs` goes along with it) and is met afterwards."""
 
     def __init__(self) -> None:
-        self._ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.theirs: socket.socket = theirs
         self._pid = 0
 
     def meet(self) -> None:

@@ -28,6 +28,13 @@ class Record:
         self._lines: list[TransitionRecord] = []
         self._fd = -1
 
+    def __getstate__(self) -> dict[str, object]:
+        """Pickled and copied as data: the file stays the original's to write."""
+        return {**vars(self), "_lines": list(self._lines), "_fd": -1}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Record) and self.__getstate__() == other.__getstate__()
+
     @property
     def lines(self) -> tuple[TransitionRecord, ...]:
         """The transitions so far, in order."""

@@ -62,7 +62,7 @@ class Capture:
         self._sizes = dict.fromkeys(limits, 0)
         self._open = set(limits)
         self._feed, self._data, self._source = feed, memoryview(data), source
-        self.exceeded = False
+        self.exceeded: bool = False
         """Did it write more than was wanted."""
         for fd in (*limits, *([feed] if feed >= 0 else [])):
             os.set_blocking(fd, False)
@@ -197,10 +197,10 @@ class Pipes:
         self._close: list[int] = []
         self.terminal = False
         """Are all three one terminal."""
-        self.ours = [-1, -1, -1]
+        self.ours: list[int] = [-1, -1, -1]
         self.copies: dict[int, int] = {}
         """Which of the three -> the regular file that it is copied from or to."""
-        self.fed = input is not None
+        self.fed: bool = input is not None
         self._data = input.encode() if isinstance(input, str) else (input or b"")
 
     @property

@@ -4,11 +4,14 @@ Those with a namesake in `subprocess` derive from it as well, so that code writt
 """
 
 import subprocess
+from collections.abc import Sequence
 from typing import Any
 
 from nucleus_gvisor.model.errors import Error, StepFailed, shown
 
 Output = str | bytes | None
+"""What a program wrote. An error's `stdout` is one of these, and Any to type checkers, as those of subprocess are: no
+`except` clause can say which."""
 
 
 class SandboxError(Error):
@@ -17,6 +20,10 @@ class SandboxError(Error):
 
 class LimitUnavailable(StepFailed):
     """A limit that was asked for cannot be enforced on this host as this user; nothing ran."""
+
+
+class NoEventLoop(Error, RuntimeError):
+    """What is asynchronous was called where no event loop of asyncio's runs (trio, by hand); nothing was begun."""
 
 
 class StartFailed(SandboxError):
@@ -46,7 +53,8 @@ class CannotExec(SandboxError):
 
     def __init__(self, args: tuple[str, ...], output: bytes) -> None:
         super().__init__(f"exec failed: {args[0]} was not started: {shown(output.strip())}")
-        self.cmd, self.output = args, output
+        self.cmd: tuple[str, ...] = args
+        self.output: bytes = output
 
 
 class GuestFailed(SandboxError, subprocess.CalledProcessError):
@@ -54,6 +62,8 @@ class GuestFailed(SandboxError, subprocess.CalledProcessError):
 
     `returncode`, `cmd`, `stdout` and `stderr` are there as on `subprocess.CalledProcessError`.
     """
+
+    cmd: Sequence[str]
 
     def __str__(self) -> str:
         end = f"exit code {self.returncode}" if self.returncode >= 0 else f"signal {-self.returncode}"
@@ -67,6 +77,10 @@ class TimeoutExpired(SandboxError, subprocess.TimeoutExpired):
     `stdout` and `stderr` have what it had written until then.
     """
 
+    cmd: Sequence[str]
+    stdout: Any  # typeshed has bytes alone
+    stderr: Any
+
     def __str__(self) -> str:
         return f"{self.cmd[0]} timed out after {self.timeout:g} seconds"
 
@@ -76,7 +90,10 @@ class OutputLimit(SandboxError):
 
     def __init__(self, args: tuple[str, ...], limit: int, stdout: Output, stderr: Output) -> None:
         super().__init__(f"{args[0]} wrote more than {limit} bytes")
-        self.cmd, self.limit, self.stdout, self.stderr = args, limit, stdout, stderr
+        self.cmd: tuple[str, ...] = args
+        self.limit: int = limit
+        self.stdout: Any = stdout
+        self.stderr: Any = stderr
 
 
 class OutOfMemory(SandboxGone):
@@ -89,6 +106,9 @@ class TooManyProcesses(SandboxGone):
 
 class LifetimeExpired(SandboxGone, TimeoutExpired):
     """The sandbox lived as long as it may, and was ended."""
+
+    stdout: Any = subprocess.TimeoutExpired.stdout  # which is `output` too
+    stderr: Any
 
     def __init__(self, cmd: object = (), timeout: float = 0, stdout: Output = None, stderr: Output = None) -> None:
         subprocess.TimeoutExpired.__init__(self, cmd, timeout, stdout, stderr)  # type: ignore[arg-type]

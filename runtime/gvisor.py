@@ -48,6 +48,9 @@ class RunscPath(str):
         self.sha256 = sha256
         return self
 
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str]]:
+        return type(self), (str(self), self.sha256)
+
 
 class SandboxProcess:
     """A running sandbox: the supervisor's process, and the launch's record. Made by `GVisorRuntime.spawn` alone.
@@ -60,17 +63,17 @@ class SandboxProcess:
         assert launch.confined is not None and launch.place is not None
         self._child: Supervisor = launch.confined.child
         self._place = launch.place
-        self.held = launch.limits or Held(Limits())
+        self.held: Held = launch.limits or Held(Limits())
         """Its limits."""
         self._lock = threading.Lock()
-        self.container_id = launch.container_id
-        self.pid = self._child.pid
+        self.container_id: str = launch.container_id
+        self.pid: int = self._child.pid
         """Process id of the supervisor (runsc)."""
-        self.pidfd = self._child.pidfd
+        self.pidfd: int = self._child.pidfd
         """Descriptor that becomes readable when it ends; -1 once it was waited for."""
-        self.command = launch.command
+        self.command: tuple[bytes, ...] = launch.command
         """The arguments that runsc was given."""
-        self.release = launch.confined.release
+        self.release: runsc.Release | None = launch.confined.release
         """What runsc says of itself."""
         self.record: Record = launch.record
         """What the launch left in writing."""

@@ -92,12 +92,15 @@ class Launch:
         limits: Held | None = None,
         checkpoint: HostPath | None = None,
     ) -> None:
-        self.container_id, self.options, self.record = container_id, options, Record()
+        self.container_id: str = container_id
+        self.options: GVisorOciRunOptions = options
+        self.record: Record = Record()
         self._ledger = linux.Ledger()
-        self.launch_id = secrets.token_hex(16)
+        self.launch_id: str = secrets.token_hex(16)
         self._bundle, self._runsc_path, self._in_place = bundle, runsc_path, in_place
         self._stdio, self._die_with_parent, self._fresh = stdio, die_with_parent, fresh_interpreter
-        self._attendant, self._programs, self.limits = attendant, programs, limits
+        self._attendant, self._programs = attendant, programs
+        self.limits: Held | None = limits
         self._checkpoint, self._image = checkpoint, b""
         self._identity: Identity | None = None
         self._judged: resolve.Judged | None = None

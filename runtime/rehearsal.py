@@ -83,17 +83,19 @@ class Rehearsal:
         command: tuple[list[bytes], dict[bytes, bytes]],
         sizes: Mapping[str, int],
     ) -> None:
-        self.plan, self.command = {**child_plan, "parent": 0}, command
+        self.plan: dict[str, Any] = {**child_plan, "parent": 0}
+        self.command: tuple[list[bytes], dict[bytes, bytes]] = command
         self.calls: list[Call] = []
-        self.fds = Fds()
-        self.link = self.fds.new(_File("link"))
+        self.fds: Fds = Fds()
+        self.link: int = self.fds.new(_File("link"))
         for name, fd in child_plan["images"].items():
             self.fds.known[fd] = _File(name, size=sizes[name])
-        self.identities = dict(self._identified())
+        self.identities: dict[bytes, paths.FileId] = dict(self._identified())
         self.written: dict[bytes, bytes] = {b"/proc/self/mountinfo": b""}
-        self.words = [("exec", *command)]
+        self.words: list[tuple[Any, ...]] = [("exec", *command)]
         self.problem: object = None
-        linux, self.child_module = _copy(_linux), _copy(_child)
+        linux = _copy(_linux)
+        self.child_module: ModuleType = _copy(_child)
         fake_os = _Os(self)
         # A few functions whose plumbing would hide what they are for are told of as one.
         vars(linux).update(

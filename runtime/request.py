@@ -3,9 +3,11 @@
 ValueError and TypeError are raised for what that package raises them for; what can be told only later is a LaunchError.
 """
 
+import numbers
 import os
 import posixpath
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +39,8 @@ class MountLike(Protocol):
 
 
 AnyMount = Mount | MountLike | Mapping[str, Any] | str
+Words = HostPath | Sequence[HostPath]
+"""A command: its first word, which others follow, or all of them."""
 
 
 class OwnOptions(TypedDict, total=False):
@@ -160,6 +164,32 @@ def request(
         Limits(memory=memory, cpus=cpus, pids=pids, lifetime=lifetime, enforcement=limits),  # type: ignore[arg-type]
         how,
     )
+
+
+def words_of(first: Words, more: Sequence[HostPath]) -> Sequence[HostPath]:
+    """A command's words, which are given one by one or as a sequence."""
+    if isinstance(first, str | bytes | os.PathLike):
+        return (first, *more)
+    if more:
+        raise TypeError("a command's words are given one by one, or as a sequence, not both")
+    return first
+
+
+def seconds(timeout: object) -> float | None:
+    """A time to wait that is one, before anything is begun: TypeError and ValueError for what is none."""
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, numbers.Real):
+        raise TypeError(f"timeout must be a number of seconds, not {type(timeout).__name__}")
+    if not float(timeout) >= 0:  # which nan is not either
+        raise ValueError(f"timeout {timeout}: expected 0 or more seconds")
+    return float(timeout)
+
+
+def deadline_of(timeout: object) -> float | None:
+    """When it is over, of time.monotonic."""
+    wait = seconds(timeout)
+    return None if wait is None else time.monotonic() + wait
 
 
 def network_mode(network: object) -> NetworkMode:

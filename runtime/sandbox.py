@@ -34,9 +34,9 @@ import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import FrozenInstanceError, dataclass
 from pathlib import Path
-from typing import IO, Any, NoReturn, Self, Unpack
+from typing import IO, Any, AnyStr, Generic, Literal, NoReturn, Self, TypedDict, TypeVar, Unpack, overload
 
 from nucleus_gvisor.model.errors import BadBundle, shown
 from nucleus_gvisor.runtime import guest, image, runsc
@@ -59,6 +59,7 @@ from nucleus_gvisor.runtime.errors import (
     GuestFailed,
     LifetimeExpired,
     OutOfMemory,
+    Output,
     OutputLimit,
     RunscFailed,
     SandboxGone,
@@ -77,9 +78,16 @@ from nucleus_gvisor.runtime.request import (
     Request,
     SandboxOptions,
     User,
+    Words,
+    deadline_of,
     directory,
     request,
+    seconds,
+    words_of,
 )
+
+Wrote = TypeVar("Wrote", bound=Output, covariant=True)
+"""What a program's captured streams are: str, bytes, or None where they may not have been captured."""
 
 MAX_FILE = 1 << 30
 """Bytes of a file that is read into memory, unless the caller says otherwise."""
@@ -96,25 +104,32 @@ _ROW = re.compile(
 )
 
 
-class Completed(tuple[Any, Any]):
-    """How a program ended. It is the pair `(stdout, stderr)` too."""
+class Completed(tuple[Wrote, Wrote], Generic[Wrote]):
+    """How a program ended: a value, and the pair `(stdout, stderr)` too, which it unpacks as and is equal to.
+
+    Two of them are equal when all that they say is.
+    """
 
     args: tuple[str, ...]
     returncode: int
     """The exit code; 128 + N when signal N ended it."""
 
-    def __new__(cls, args: tuple[str, ...], returncode: int, stdout: Any, stderr: Any) -> Self:
+    def __new__(cls, args: tuple[str, ...], returncode: int, stdout: Wrote, stderr: Wrote) -> Self:
         self = super().__new__(cls, (stdout, stderr))
-        self.args, self.returncode = args, returncode
+        vars(self).update(args=args, returncode=returncode)
         return self
 
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return self.args, self.returncode, *self
+
     @property
-    def stdout(self) -> Any:
+    def stdout(self) -> Wrote:
         """What it wrote, as str or bytes as asked for; None when it was not captured."""
         return self[0]
 
     @property
-    def stderr(self) -> Any:
+    def stderr(self) -> Wrote:
+        """The same of its standard error."""
         return self[1]
 
     def check_returncode(self) -> None:
@@ -122,11 +137,28 @@ class Completed(tuple[Any, Any]):
         if self.returncode:
             raise GuestFailed(self.returncode, self.args, self.stdout, self.stderr)
 
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise FrozenInstanceError(f"a result cannot be changed: {name}")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise FrozenInstanceError(f"a result cannot be changed: {name}")
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Completed):
+            return type(self) is type(other) and super().__eq__(other) and vars(self) == vars(other)
+        return super().__eq__(other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return super().__hash__()
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {list(self.args)} returncode={self.returncode}>"
 
 
-class CompletedRun(Completed):
+class CompletedRun(Completed[Wrote]):
     """How a `run` ended, and what the launch left in writing."""
 
     record: Record
@@ -135,8 +167,95 @@ class CompletedRun(Completed):
     achieved_limits: Mapping[str, str]
     """Each limit that was asked for, and who enforces it (`limits`)."""
 
+    def __new__(
+        cls,
+        args: tuple[str, ...],
+        returncode: int,
+        stdout: Wrote,
+        stderr: Wrote,
+        record: Record,
+        achieved: str,
+        achieved_limits: Mapping[str, str],
+    ) -> Self:
+        self = super().__new__(cls, args, returncode, stdout, stderr)
+        vars(self).update(record=record, achieved=achieved, achieved_limits=achieved_limits)
+        return self
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return *super().__getnewargs__(), self.record, self.achieved, self.achieved_limits
+
 
 # ---- run ----
+
+
+class RunOptions(SandboxOptions, total=False):
+    """The keyword arguments of `run` but for those that decide what it returns; see there."""
+
+    input: Data | None
+    stdin: Redirection
+    timeout: float | None
+    check: bool
+    max_output: int
+
+
+@overload
+def run(
+    args: Sequence[HostPath],
+    *,
+    stdout: None = None,
+    stderr: None = None,
+    capture_output: Literal[True] = True,
+    text: Literal[True] = True,
+    **options: Unpack[RunOptions],
+) -> CompletedRun[str]: ...
+
+
+@overload
+def run(
+    args: Sequence[HostPath],
+    *,
+    stdout: None = None,
+    stderr: None = None,
+    capture_output: Literal[True] = True,
+    text: Literal[False],
+    **options: Unpack[RunOptions],
+) -> CompletedRun[bytes]: ...
+
+
+@overload
+def run(
+    args: Sequence[HostPath],
+    *,
+    stdout: Redirection = None,
+    stderr: Redirection = None,
+    capture_output: bool = True,
+    text: Literal[True] = True,
+    **options: Unpack[RunOptions],
+) -> CompletedRun[str | None]: ...
+
+
+@overload
+def run(
+    args: Sequence[HostPath],
+    *,
+    stdout: Redirection = None,
+    stderr: Redirection = None,
+    capture_output: bool = True,
+    text: Literal[False],
+    **options: Unpack[RunOptions],
+) -> CompletedRun[bytes | None]: ...
+
+
+@overload
+def run(
+    args: Sequence[HostPath],
+    *,
+    stdout: Redirection = None,
+    stderr: Redirection = None,
+    capture_output: bool = True,
+    text: bool = True,
+    **options: Unpack[RunOptions],
+) -> CompletedRun[str | None] | CompletedRun[bytes | None]: ...
 
 
 def run(
@@ -152,7 +271,7 @@ def run(
     check: bool = False,
     max_output: int = MAX_OUTPUT,
     **options: Unpack[SandboxOptions],
-) -> CompletedRun:
+) -> CompletedRun[Any]:
     """Run `args` in a sandbox of its own, as `subprocess.run` would; `options` are those of `Sandbox`.
 
     Output is captured unless `capture_output` is false; a stream that is given is not. The guest reads nothing unless
@@ -162,12 +281,13 @@ def run(
     carry the output until then, GuestFailed with `check` the code too. A LaunchError means that nothing ran.
     """
     asked = request(**options)
+    seconds(timeout)
     pipes = Pipes.redirected(input, stdin, stdout, stderr, capture_output)
     try:
         words, process = launched(asked, args, pipes)
         with process:
             pipes.started()
-            deadline = None if timeout is None else time.monotonic() + timeout
+            deadline = deadline_of(timeout)
             with pipes.capture(max_output) as capture:
                 in_time = capture.run(process.pidfd, deadline)
                 if not in_time:
@@ -235,7 +355,7 @@ def ended(
     check: bool,
     text: bool,
     max_output: int,
-) -> CompletedRun:
+) -> CompletedRun[Any]:
     """What a `run` that has ended returns, or what it raises."""
     capture.drain()
     out, err = pipes.results(capture, text)
@@ -245,14 +365,16 @@ def ended(
         raise TimeoutExpired(list(words), timeout or 0, out, err)
     if code and (met := process.held.met()) is not None:
         raise _limit_met(met, process.held.limits, out, err)
-    done = CompletedRun(words, code if code >= 0 else 128 - code, out, err)
-    done.record, done.achieved, done.achieved_limits = process.record, process.achieved, process.achieved_limits
+    returncode = code if code >= 0 else 128 - code
+    done: CompletedRun[Any] = CompletedRun(
+        words, returncode, out, err, process.record, process.achieved, process.achieved_limits
+    )
     if check:
         done.check_returncode()
     return done
 
 
-def _limit_met(name: str, limits: Limits, out: Any, err: Any) -> SandboxGone:
+def _limit_met(name: str, limits: Limits, out: Output, err: Output) -> SandboxGone:
     """The error for a sandbox that ended of its limit `name`."""
     asked = getattr(limits, name)
     error: SandboxGone
@@ -273,6 +395,31 @@ class LivingOptions(SandboxOptions, total=False):
     """The keyword arguments of `Sandbox`; see there."""
 
     service: Sequence[HostPath]
+
+
+class ExecOptions(TypedDict, total=False):
+    """The keyword arguments of `Sandbox.exec` but for `text`, which decides what it returns; see there."""
+
+    env: Environment | None
+    cwd: str | None
+    timeout: float | None
+    input: Data | None
+    check: bool
+    user: User | None
+    max_output: int
+
+
+class PopenOptions(TypedDict, total=False):
+    """The keyword arguments of `Sandbox.popen` but for `text`; see there."""
+
+    stdin: Redirection
+    stdout: Redirection
+    stderr: Redirection
+    env: Environment | None
+    cwd: str | None
+    user: User | None
+    pty: bool
+    window: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -341,7 +488,7 @@ class Sandbox:
         self._owner = os.getpid()
         self._closing = threading.Lock()
         self._paused = False
-        self._commands = weakref.WeakSet[GuestProcess]()
+        self._commands = weakref.WeakSet[GuestProcess[Any]]()
         place = _place_for_programs(own.get("rootfs"), own.get("writable", False))
         self._program = f"{place}/{guest.NAME}"
         self._attendant = Attendant()
@@ -485,9 +632,24 @@ class Sandbox:
 
     # ---- commands ----
 
+    @overload
+    def exec(
+        self, cmd: Words, *args: HostPath, text: Literal[True] = True, **options: Unpack[ExecOptions]
+    ) -> Completed[str]: ...
+
+    @overload
+    def exec(
+        self, cmd: Words, *args: HostPath, text: Literal[False], **options: Unpack[ExecOptions]
+    ) -> Completed[bytes]: ...
+
+    @overload
+    def exec(
+        self, cmd: Words, *args: HostPath, text: bool, **options: Unpack[ExecOptions]
+    ) -> Completed[str] | Completed[bytes]: ...
+
     def exec(
         self,
-        cmd: HostPath,
+        cmd: Words,
         *args: HostPath,
         env: Environment | None = None,
         cwd: str | None = None,
@@ -497,16 +659,17 @@ class Sandbox:
         text: bool = True,
         user: User | None = None,
         max_output: int = MAX_OUTPUT,
-    ) -> Completed:
+    ) -> Completed[Any]:
         """Run a command in the sandbox to its end; what it wrote, as `(stdout, stderr)` and by name.
 
+        Its words are given one by one, or as a sequence.
         `env` comes over the sandbox's own. GuestFailed for a code other than 0, unless `check` is false; CannotExec
         when there is no such program; TimeoutExpired and OutputLimit when the command, with all that it had started,
         was ended for that (or the whole sandbox: see `GuestProcess.kill`). All of them carry the output, and all are an
         `Error`.
         """
-        words = (cmd, *args)
-        deadline = None if timeout is None else time.monotonic() + timeout
+        words = words_of(cmd, args)
+        deadline = deadline_of(timeout)
         pipes = Pipes(input)
         try:
             process = self._start(words, pipes, env, cwd, user, deadline)
@@ -537,7 +700,7 @@ class Sandbox:
         check: bool,
         text: bool,
         max_output: int,
-    ) -> Completed:
+    ) -> Completed[Any]:
         """What an `exec` returns, or what it raises; a code of None: it was ended."""
         capture.drain()
         out, err = pipes.results(capture, text)
@@ -550,15 +713,30 @@ class Sandbox:
             error = self._gone("the sandbox met a limit")
             error.stdout, error.stderr = out, err
             raise error
-        done = Completed(said, code, out, err)
+        done: Completed[Any] = Completed(said, code, out, err)
         if check:
             done.check_returncode()
         return done
 
+    @overload
+    def popen(
+        self, args: Words, *more: HostPath, text: Literal[False] = False, **options: Unpack[PopenOptions]
+    ) -> "GuestProcess[bytes]": ...
+
+    @overload
+    def popen(
+        self, args: Words, *more: HostPath, text: Literal[True], **options: Unpack[PopenOptions]
+    ) -> "GuestProcess[str]": ...
+
+    @overload
+    def popen(
+        self, args: Words, *more: HostPath, text: bool, **options: Unpack[PopenOptions]
+    ) -> "GuestProcess[str] | GuestProcess[bytes]": ...
+
     def popen(
         self,
-        args: Sequence[HostPath],
-        *,
+        args: Words,
+        *more: HostPath,
         stdin: Redirection = None,
         stdout: Redirection = None,
         stderr: Redirection = None,
@@ -568,17 +746,20 @@ class Sandbox:
         text: bool = False,
         pty: bool = False,
         window: tuple[int, int] = (24, 80),
-    ) -> "GuestProcess":
+    ) -> "GuestProcess[Any]":
         """Start a command in the sandbox, as `subprocess.Popen` would; returns once it runs.
+
+        Its words are a sequence, or are given one by one.
 
         Streams that are not given are the caller's own, but for `stdin`, which is empty. Raises CannotExec.
 
         With `pty` all three are a terminal of `window` rows and columns instead, and the process's `terminal` is its
         other end: what is written there is typed. Once nobody holds the guest's end, reading fails with EIO.
         """
+        words = words_of(args, more)
         pipes = Pipes.of(stdin, stdout, stderr, text, pty, window)
         try:
-            process = self._start(args, pipes, env, cwd, user, None)
+            process = self._start(words, pipes, env, cwd, user, None)
             assert process is not None
             process.take(pipes, text)
             return process
@@ -593,7 +774,7 @@ class Sandbox:
         cwd: str | None,
         user: User | None,
         deadline: float | None,
-    ) -> "GuestProcess | None":
+    ) -> "GuestProcess[Any] | None":
         """The command, once it runs in the guest; None when `deadline` came first, and then it does not run."""
         words, command = self._send(args, pipes, env, cwd, user)
         try:
@@ -605,7 +786,7 @@ class Sandbox:
             self._unsend(command, pipes)
             raise
         if command.pid is not None:
-            started = GuestProcess(self, words, command.pid, command)
+            started: GuestProcess[Any] = GuestProcess(self, words, command.pid, command)
             if deadline is not None and time.monotonic() >= deadline:
                 started.kill()
                 return None
@@ -717,7 +898,7 @@ class Sandbox:
 
     def read_file(self, path: str, *, max_bytes: int = MAX_FILE) -> bytes:
         """The bytes of a file in the guest; OSError as the guest has it, OutputLimit when it is larger."""
-        return bytes(self._copy("r", path, b"", max_bytes).stdout)
+        return self._copy("r", path, b"", max_bytes).stdout
 
     def write_file(self, path: str, data: Data, *, mode: int | None = None) -> None:
         """Make or overwrite a file in the guest; OSError as the guest has it."""
@@ -760,7 +941,7 @@ class Sandbox:
             with suppress(FileNotFoundError):
                 os.unlink(part)
 
-    def _copy(self, how: str, path: str, data: Data, limit: int) -> Completed:
+    def _copy(self, how: str, path: str, data: Data, limit: int) -> Completed[bytes]:
         where = directory(path, "path")
         done = self.exec(self._program, how, where, input=data, check=False, text=False, max_output=limit)
         self._copied(done.returncode, where)
@@ -768,7 +949,7 @@ class Sandbox:
 
     def _copier(
         self, how: str, path: str, stdin: Redirection = DEVNULL, stdout: Redirection = DEVNULL
-    ) -> "GuestProcess":
+    ) -> "GuestProcess[bytes]":
         return self.popen([self._program, how, directory(path, "path")], stdin=stdin, stdout=stdout, stderr=DEVNULL)
 
     @staticmethod
@@ -865,7 +1046,7 @@ class Sandbox:
         except SandboxGone:
             pass
 
-    def _running(self) -> "list[GuestProcess]":
+    def _running(self) -> "list[GuestProcess[Any]]":
         """The commands that have not ended."""
         with self._closing:
             return [process for process in self._commands if process.runs]
@@ -900,7 +1081,7 @@ class Sandbox:
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait until the sandbox has ended by itself; its init's exit code. TimeoutError after `timeout` seconds."""
-        return self._process.wait(timeout)
+        return self._process.wait(seconds(timeout))
 
     def close(self) -> None:
         """End the sandbox and remove what it had on the host, but for its record. Once is enough."""
@@ -920,7 +1101,7 @@ class Sandbox:
         return f"<Sandbox {self.id} pid={self.pid}{' closed' if self.closed else ''}>"
 
 
-class GuestProcess:
+class GuestProcess(Generic[AnyStr]):
     """A command that runs in a sandbox, as `subprocess.Popen` has it. Made by `Sandbox.popen` alone."""
 
     alone: bool
@@ -933,9 +1114,9 @@ class GuestProcess:
         self.pid = pid
         """Its process id in the guest."""
         self.command = command
-        self.stdin: IO[Any] | None = None
-        self.stdout: IO[Any] | None = None
-        self.stderr: IO[Any] | None = None
+        self.stdin: IO[AnyStr] | None = None
+        self.stdout: IO[AnyStr] | None = None
+        self.stderr: IO[AnyStr] | None = None
         self.terminal: IO[bytes] | None = None
         """Our end of its terminal, where it has one; unbuffered."""
         self._copier: threading.Thread | None = None
@@ -979,7 +1160,7 @@ class GuestProcess:
 
     def wait(self, timeout: float | None = None) -> int:
         """The returncode, when the command has ended; TimeoutExpired after `timeout` seconds, with it still running."""
-        code = self._ended(None if timeout is None else time.monotonic() + timeout)
+        code = self._ended(deadline_of(timeout))
         if code is None:
             raise TimeoutExpired(list(self.args), timeout or 0)
         return code
@@ -1010,7 +1191,7 @@ class GuestProcess:
 
     def communicate(
         self, input: Data | None = None, timeout: float | None = None, *, max_output: int = MAX_OUTPUT
-    ) -> tuple[Any, Any]:
+    ) -> tuple[AnyStr | None, AnyStr | None]:
         """Feed it `input`, read what it writes, and wait for its end; (stdout, stderr), None for what is not a pipe.
 
         TimeoutExpired and OutputLimit as in `Sandbox.exec`; the command is then ended. ValueError on a terminal, where
@@ -1018,7 +1199,7 @@ class GuestProcess:
         """
         if self.terminal is not None:
             raise ValueError("a terminal is read and written by hand")
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = deadline_of(timeout)
         text = isinstance(self.stdout or self.stderr or self.stdin, io.TextIOWrapper)
         given = input.encode() if isinstance(input, str) else (input or b"")
         copies = [-1 if file is None else os.dup(file.fileno()) for file in (self.stdin, self.stdout, self.stderr)]
@@ -1032,7 +1213,8 @@ class GuestProcess:
                 if self.returncode is None:
                     self.kill()
             capture.drain()
-            out, err = (None if fd < 0 else decoded(capture.output[fd], text) for fd in copies[1:])
+            results: list[Any] = [None if fd < 0 else decoded(capture.output[fd], text) for fd in copies[1:]]
+            out, err = results
         if capture.exceeded:
             raise OutputLimit(self.args, max_output, out, err)
         if not in_time:

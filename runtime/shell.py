@@ -9,6 +9,7 @@ import signal
 import termios
 import tty
 from contextlib import suppress
+from typing import Any
 
 from nucleus_gvisor.runtime.capture import CHUNK
 from nucleus_gvisor.runtime.sandbox import GuestProcess
@@ -19,7 +20,7 @@ class _Ended(Exception):
     """A signal asks us to end."""
 
 
-def interact(process: GuestProcess, stdin: int = 0, stdout: int = 1) -> int:
+def interact(process: GuestProcess[Any], stdin: int = 0, stdout: int = 1) -> int:
     """Connect terminal `stdin` and `stdout` with that of `process` until it ends; its exit code.
 
     What ends this process before (SIGTERM, SIGHUP, an interruption) ends the guest's; 128 + the signal is then the
@@ -45,12 +46,12 @@ def _end(number: int, _: object) -> None:
     raise _Ended(number)
 
 
-def _fit(process: GuestProcess, terminal: int) -> None:
+def _fit(process: GuestProcess[Any], terminal: int) -> None:
     with suppress(termios.error, OSError):
         process.resize(*termios.tcgetwinsize(terminal))
 
 
-def _relay(process: GuestProcess, stdin: int, stdout: int, signalled: int) -> None:
+def _relay(process: GuestProcess[Any], stdin: int, stdout: int, signalled: int) -> None:
     """Copy both ways until the process has ended and what it wrote is shown."""
     assert process.terminal is not None
     guest, ended = process.terminal.fileno(), process.command.channel

@@ -61,7 +61,7 @@ class Relay:
         self._limit = limit
         """Bytes of each output; the rest is not copied."""
         self._sizes: dict[int, int] = {}
-        self.exceeded = False
+        self.exceeded: bool = False
         """Was there a rest."""
         self._given: list[int] = []
         """The guest's ends, ours to close once the guest has them."""
@@ -69,7 +69,11 @@ class Relay:
         """Writable end of a pipe to the guest -> the file that it comes from."""
         self._drains: dict[int, int] = {}
         """Readable end of a pipe from the guest -> the file that it goes to."""
-        self.stdio = (self._input(standard[0]), self._output(standard[1]), self._output(standard[2]))
+        self.stdio: tuple[int, int, int] = (
+            self._input(standard[0]),
+            self._output(standard[1]),
+            self._output(standard[2]),
+        )
 
     def _input(self, fd: int) -> int:
         if not _is_file(fd) or not os.lseek(fd, 0, os.SEEK_CUR):

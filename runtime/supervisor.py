@@ -30,8 +30,8 @@ class Supervisor:
     """One child process, from its start to the moment it is the image (or is gone)."""
 
     def __init__(self) -> None:
-        self.pid = -1
-        self.pidfd = -1
+        self.pid: int = -1
+        self.pidfd: int = -1
         self._ends: tuple[socket.socket, ...] = ()
         self._mask: set[signal.Signals | int] | None = None
 

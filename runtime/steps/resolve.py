@@ -82,7 +82,9 @@ class Judged:
     def __init__(self, runsc: JudgedFile, side: Sequence[JudgedFile], pin: str | None, mint: object) -> None:
         if mint is not _MINT:
             raise TypeError("a Judged is made by judging a descriptor: call resolve()")
-        self.runsc, self.side, self.pin = runsc, tuple(side), pin
+        self.runsc: JudgedFile = runsc
+        self.side: tuple[JudgedFile, ...] = tuple(side)
+        self.pin: str | None = pin
         self._open = True
 
     @property
