@@ -181,7 +181,7 @@ def _attend(link: int, owner: int, image: int, env: dict[bytes, bytes], supervis
     boss = os.pidfd_open(owner)
     if os.getppid() != owner:  # it ended first, and `boss` may be anyone
         return
-    sock = socket.socket(fileno=link)
+    sock = linux.packets(link)
     sock.send(HELLO.pack(os.getpid()))
     poll = select.poll()
     for fd in (link, boss, supervisor):
@@ -428,7 +428,7 @@ class Commands:
 
 def _say(channel: int, packet: bytes, *descriptors: int) -> None:
     """Tell a command's owner, should there be one still."""
-    link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=channel)
+    link = linux.packets(channel)
     try:
         socket.send_fds(link, [packet], descriptors)
     except OSError:

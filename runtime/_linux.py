@@ -10,6 +10,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import posix
 import struct
 from _thread import _local
 from typing import Any
@@ -215,7 +216,7 @@ def close(fd: int) -> None:
     """
     held = _here.ledger.descriptors
     try:
-        os.close(held.pop(fd, fd))
+        posix.close(held.pop(fd, fd))  # os.close may be gevent's, which closes later
     except OSError as error:
         if error.errno == errno.EBADF:
             raise
@@ -258,6 +259,25 @@ def close_all_but(keep: set[int]) -> None:
             close_range(first, fd - 1)
         first = fd + 1
     close_range(first, 0x7FFFFFFF)
+
+
+def socketpair() -> tuple[Any, Any]:
+    """Two connected sockets of packets, which block, as `packets` has them."""
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+    return packets(ours.detach()), packets(theirs.detach())
+
+
+def packets(fd: int) -> Any:
+    """The socket of packets behind `fd`, which blocks, whatever socket.setdefaulttimeout says in this process; and one
+    of the C library's kind, whatever has put its own class in `socket` (gevent)."""
+    link = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fd)
+    link.setblocking(True)
+    return link
+
+
+def duplicate(fd: int) -> int:
+    """A descriptor of our own for what `fd` names, whoever closes that; never one of 0, 1 and 2, F_DUPFD_CLOEXEC."""
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
 
 
 def receive(link: Any, size: int, most: int) -> tuple[bytes, list[int]]:

@@ -50,7 +50,7 @@ class Command:
 
         EMFILE when this process has no room for them; RunscFailed when no command could be started.
         """
-        channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=self.channel)
+        channel = linux.packets(self.channel)
         try:
             packet, ends = linux.receive(channel, 32, _attendant.MAX_DESCRIPTORS)
         finally:
@@ -94,8 +94,8 @@ class Attendant:
     """The owner's end. It exists before the launch (`theirs` goes along with it) and is met afterwards."""
 
     def __init__(self) -> None:
-        self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.theirs: socket.socket = theirs
+        self._ours, theirs = linux.socketpair()
+        self.theirs: Any = theirs
         self._pid = 0
 
     def meet(self) -> None:
@@ -158,7 +158,7 @@ class Attendant:
         self._send(("ahead", (False, tuple(argv))))
 
     def _begin(self, packet: tuple[Any, ...], *descriptors: int) -> Command:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = linux.socketpair()
         command = Command(ours.detach())
         try:
             self._send(packet, theirs.fileno(), *descriptors)

@@ -37,7 +37,7 @@ from nucleus_gvisor.runtime.limits import Held, Limits
 from nucleus_gvisor.runtime.options import Confinement, Enforcement, GVisorOciRunOptions, Platform, Program, StageMethod
 from nucleus_gvisor.runtime.rehearsal import NOTHING, Fds, Rehearsal, flags_of
 from nucleus_gvisor.runtime.steps import confine, prepare, stage
-from nucleus_gvisor.runtime.supervisor import PATIENCE, Supervisor, threads
+from nucleus_gvisor.runtime.supervisor import PATIENCE, Supervisor, may_fork
 
 STEPS = ("Resolve", "Prepare", "Stage", "Confine", "Exec", "Fail")
 WHO = {
@@ -339,7 +339,7 @@ class _Dry(Launch):
             for call, detail, why in rehearsal.lay_out():
                 self._say(call, detail, why)
         self._say("socketpair", "AF_UNIX SOCK_SEQPACKET", "the child's only word to its parent; its end says execve")
-        if threads() > 1 if self._fresh is None else self._fresh:
+        if not may_fork() if self._fresh is None else self._fresh:
             self._say("posix_spawn", f"{sys.executable} -I -S", "other threads' locks do not survive a fork")
         else:
             self._say("fork", "the child; the parent stays unrestricted")

@@ -6,7 +6,6 @@ what it likes, as long as it lives: that gets it into another sentry, as confine
 """
 
 import os
-import socket
 import stat
 import subprocess
 import sys
@@ -30,7 +29,7 @@ else:
     _child.enter_user_namespace(_linux.CLONE_NEWNS)
 mount = _linux.open_tree(_child._reopen(os.fsencode(sys.argv[2]), tuple(map(int, sys.argv[3:]))))
 _linux.mount_setattr(mount, b"", set=_child.CLOSED)
-socket.send_fds(socket.socket(fileno=0), [b"mount"], [mount])
+socket.send_fds(_linux.packets(0), [b"mount"], [mount])
 """
 
 
@@ -136,13 +135,16 @@ def opened(path: str, *, alone: bool) -> int:
 
 def _detached(path: str, identity: FileId) -> int:
     """A detached mount of `path`, made in a mount namespace of its own: only there may the caller without privilege."""
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
+    ours, theirs = linux.socketpair()
+    try:
         folder = str(Path(__file__).parent)
         argv = [sys.executable, "-I", "-S", "-B", "-c", _CLONE, folder, path, *map(str, identity)]
         done = subprocess.run(argv, env={}, cwd="/", stdin=theirs.fileno(), capture_output=True)
         theirs.close()
         _, fds = linux.receive(ours, 16, 1)
+    finally:
+        theirs.close()
+        ours.close()
     if not fds:
         raise RunscFailed("runsc checkpoint cannot be given its directory", done.stderr.strip().splitlines()[-1])
     return fds[0]

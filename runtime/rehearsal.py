@@ -102,6 +102,7 @@ class Rehearsal:
             _syscall=self._syscall,
             _libc=_Libc(self),
             os=fake_os,
+            posix=fake_os,
             _signal=_Signal(self),
             arrange=self._arrange,
             close_all_but=self._close_all_but,

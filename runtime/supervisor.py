@@ -1,7 +1,8 @@
 """The child as its parent sees it: started, heard, told, looked at, ended.
 
 A caller with one thread forks. A caller with several starts a fresh interpreter, because a fork copies other
-threads' locks in whatever state they are; it costs some milliseconds more, and the same code runs in it.
+threads' locks in whatever state they are; it costs some milliseconds more, and the same code runs in it. So does one
+whose system calls gevent has replaced.
 """
 
 import errno
@@ -9,11 +10,11 @@ import marshal
 import os
 import select
 import signal
-import socket
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import BuiltinFunctionType
 from typing import Any
 
 from nucleus_gvisor.model.errors import StepFailed
@@ -32,23 +33,23 @@ class Supervisor:
     def __init__(self) -> None:
         self.pid: int = -1
         self.pidfd: int = -1
-        self._ends: tuple[socket.socket, ...] = ()
+        self._ends: tuple[Any, ...] = ()
         self._mask: set[signal.Signals | int] | None = None
 
     @property
-    def _link(self) -> socket.socket:
+    def _link(self) -> Any:
         return self._ends[0]
 
     @classmethod
     def start(cls, plan: Mapping[str, Any], *, fresh: bool | None = None) -> "Supervisor":
-        """Start a child on `plan`. `fresh` chooses the fresh interpreter; None: whenever the caller has threads."""
+        """Start a child on `plan`. `fresh` chooses the fresh interpreter; None: unless the caller `may_fork`."""
         if fresh is None:
-            fresh = threads() > 1
+            fresh = not may_fork()
         child = cls()
         linux.ledger().processes.append(child)
         try:
             # A line that makes something is the line that keeps it: whatever interrupts finds it in `child`.
-            child._ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            child._ends = linux.socketpair()
             # No signal of the caller's may run one of its handlers in the child.
             child._mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
             link = child._ends[1].fileno()
@@ -114,13 +115,14 @@ class Supervisor:
 
     def hear(self) -> tuple[Any, ...]:
         """The child's next message; ("end",) when it closed the link by dying or by execve."""
-        poll = select.poll()
-        poll.register(self._link, select.POLLIN)
-        if not poll.poll(PATIENCE * 1000):
-            self.end()
-            raise StepFailed("the child does not answer", step="Confine", observed=f"silent for {PATIENCE:.0f} s")
         try:
+            self._link.settimeout(PATIENCE)
             packet = self._link.recv(_child.MAX_PACKET)
+        except TimeoutError:
+            self.end()
+            raise StepFailed(
+                "the child does not answer", step="Confine", observed=f"silent for {PATIENCE:.0f} s"
+            ) from None
         except ConnectionResetError:  # it died with our last word unread
             packet = b""
         return tuple(marshal.loads(packet)) if packet else ("end",)
@@ -194,9 +196,17 @@ class Supervisor:
         self.pid = -1
 
 
-def _close(link: socket.socket) -> None:
+def _close(link: Any) -> None:
     if link.fileno() >= 0:
         linux.close(link.detach())
+
+
+def may_fork() -> bool:
+    """May a fork go on as the launch's child: of a process with one thread, whose system calls are Python's own. gevent
+    puts others in their place, which wait for a loop that no fork has."""
+    return threads() == 1 and all(
+        isinstance(call, BuiltinFunctionType) for call in (os.fork, os.waitpid, getattr(select, "poll", None))
+    )
 
 
 def threads() -> int:
