@@ -657,8 +657,9 @@ def _answer(pid: int, reader: int, end: float) -> tuple[int, bytes]:
 
 
 def fresh() -> None:
-    """Entry of the fresh interpreter: the plan is in the memfd, the socket beside it (argv: plan, link)."""
-    plan_fd, link = int(sys.argv[1]), int(sys.argv[2])
+    """Entry of the fresh interpreter: the plan is in the memfd, the socket beside it (argv: library, plan, link)."""
+    plan_fd, link = int(sys.argv[2]), int(sys.argv[3])
+    _send(link, ("fresh",))
     # What came through execve would go through the next one too, to the image when it is asked.
     linux.close_range(3, 0x7FFFFFFF, linux.CLOSE_RANGE_CLOEXEC)
     size = os.fstat(plan_fd).st_size

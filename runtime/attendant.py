@@ -19,6 +19,7 @@ from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.capture import Capture, readable
 from nucleus_gvisor.runtime.errors import RunscFailed, SandboxGone
 from nucleus_gvisor.runtime.limits import Held
+from nucleus_gvisor.runtime.streams import open_standard_descriptors
 
 PATIENCE = 30.0
 """Seconds that a command of runsc's may take before it is killed and given up."""
@@ -94,6 +95,7 @@ class Attendant:
     """The owner's end. It exists before the launch (`theirs` goes along with it) and is met afterwards."""
 
     def __init__(self) -> None:
+        open_standard_descriptors()
         self._ours, theirs = linux.socketpair()
         self.theirs: Any = theirs
         self._pid = 0

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any, Self
 
 from nucleus_gvisor.runtime.gvisor import Stream
+from nucleus_gvisor.runtime.streams import open_standard_descriptors
 
 CHUNK = 1 << 16
 MAX_OUTPUT = 64 << 20
@@ -194,6 +195,7 @@ class Pipes:
     """All three, or none where they are made elsewhere."""
 
     def __init__(self, input: Data | None = None) -> None:
+        open_standard_descriptors()
         self._close: list[int] = []
         self.terminal = False
         """Are all three one terminal."""
@@ -252,6 +254,7 @@ class Pipes:
             raise ValueError("a terminal takes the place of the streams")
         if not all(0 < size < 1 << 16 for size in window):
             raise ValueError(f"window {window}: expected rows and columns")
+        open_standard_descriptors()
         ours, theirs = os.openpty()
         termios.tcsetwinsize(ours, window)
         self = cls.redirected(None, theirs, theirs, theirs, False)

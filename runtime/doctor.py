@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from nucleus_gvisor.model.errors import BadBase, LaunchError, NotFound, PinMismatch, Unsupported, shown
-from nucleus_gvisor.runtime import _child, _linux, paths, runsc
+from nucleus_gvisor.runtime import _child, _linux, interpreter, paths, runsc
 from nucleus_gvisor.runtime.bundle import OciBundle
 from nucleus_gvisor.runtime.cleanup import Place
 from nucleus_gvisor.runtime.identity import Identity
@@ -299,16 +299,19 @@ def named(judged: resolve.Judged) -> dict[str, resolve.JudgedFile]:
 
 
 def _limits(_: _Patient) -> Finding:
-    soft = {name: resource.getrlimit(number)[0] for number, (name, _least) in LIMITS.items()}
-    least = {name: value for name, value in LIMITS.values()}
-    low = [n for n, value in soft.items() if value != resource.RLIM_INFINITY and value < least[n]]
-    text = {n: "unlimited" if value == resource.RLIM_INFINITY else value for n, value in soft.items()}
-    found = ", ".join(f"{n} {value}" for n, value in text.items())
+    values = {least: resource.getrlimit(number) for number, least in LIMITS.items()}
+    text = {
+        least.name: "unlimited" if soft == resource.RLIM_INFINITY else soft for least, (soft, _hard) in values.items()
+    }
+    found = ", ".join(f"{name} {value}" for name, value in text.items())
+    low = {least.name: lack for least, limits in values.items() if (lack := least.lacking(limits))}
     if not low:
         return _yes(found, text)
-    cause = "; ".join(f"{n} is {soft[n]}, a launch needs {least[n]}" for n in low)
-    mend = f"raise the soft limit of {', '.join(low)}: ulimit, setrlimit, or LimitXXX= of the service"
-    return _no(found, cause, mend, text)
+    cause = "; ".join(
+        f"the {kind} {name} is {value}, a launch needs {enough}" for name, (kind, value, enough) in low.items()
+    )
+    mend = f"raise {', '.join(f'the {kind} {name}' for name, (kind, *_more) in low.items())}: "
+    return _no(found, cause, mend + "ulimit, setrlimit, or LimitXXX= of the service", text)
 
 
 # ---- the artifact base ----
@@ -475,7 +478,7 @@ def _sysctl(name: str) -> str | None:
 
 
 _PROBE = """
-import sys; sys.path.append(sys.argv[1]); import _child, _linux, json, os
+import sys, _child, _linux, json, os
 answers = {}
 def attempt(name, work):
     try: work(); answers[name] = None
@@ -493,11 +496,7 @@ print(json.dumps(answers))
 
 def _probe(what: str) -> dict[str, list[Any] | None]:
     """Enter namespaces in a process of its own; name -> None, or [errno, text]."""
-    if not sys.executable:
-        raise FileNotFoundError(errno.ENOENT, "no Python interpreter to try it in")
-    folder = os.path.dirname(os.path.abspath(_child.__file__))
-    argv = [sys.executable, "-I", "-S", "-B", "-c", _PROBE, folder, what]
-    done = subprocess.run(argv, env={}, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, timeout=30)
+    done = interpreter.run(_PROBE, what)
     answers = json.loads(done.stdout) if done.returncode == 0 else None
     if not isinstance(answers, dict):
         said = done.stderr[-200:].decode(errors="replace")
@@ -545,7 +544,7 @@ def _why_no_namespace(kind: str, number: int, sysctls: Mapping[str, str | None])
     if sysctls.get("kernel.apparmor_restrict_unprivileged_userns") == "1":
         return (
             "kernel.apparmor_restrict_unprivileged_userns is 1: AppArmor takes the namespace's capabilities away",
-            f"an AppArmor profile with `userns,` for {sys.executable}, or that sysctl set to 0",
+            f"an AppArmor profile with `userns,` for {interpreter.find() or sys.executable}, or that sysctl set to 0",
         )
     if number == errno.EINVAL:
         return "the kernel was built without this kind of namespace", "a kernel with CONFIG_USER_NS and CONFIG_NET_NS"
@@ -569,7 +568,9 @@ def _memfd(_: _Patient) -> Finding:
     """A harmless program is sealed as runsc would be, and executed from its memfd."""
     noexec = _sysctl("vm.memfd_noexec")
     text = "" if noexec is None else f" (vm.memfd_noexec {noexec})"
-    program = shutil.which("true", path="/bin:/usr/bin") or sys.executable
+    program = shutil.which("true", path="/bin:/usr/bin") or interpreter.find()
+    if program is None:
+        return _unknown("there is no harmless program to execute")
     arguments = [] if program.endswith("true") else ["-I", "-S", "-c", ""]
     where = "create"
     details = {"vm.memfd_noexec": noexec}

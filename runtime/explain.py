@@ -28,7 +28,7 @@ from nucleus_gvisor.model.errors import (
 )
 from nucleus_gvisor.model.states import LaunchState
 from nucleus_gvisor.model.table import CONFINE, FAILURES, ROWS, STAGE
-from nucleus_gvisor.runtime import _attendant, _child, cleanup, doctor, runsc
+from nucleus_gvisor.runtime import _attendant, _child, cleanup, doctor, interpreter, runsc
 from nucleus_gvisor.runtime.bundle import OciBundle
 from nucleus_gvisor.runtime.cleanup import Place, state_component
 from nucleus_gvisor.runtime.identity import Identity
@@ -147,14 +147,14 @@ class _Dry(Launch):
     # ---- Resolve ----
 
     def _tell_resolve(self) -> None:
-        if self.options.record is not None:
-            self._say("openat", f"{self.options.record} (O_CREAT|O_APPEND|O_NOFOLLOW)", "the record that was named")
-            _judge_record(self.options.record)
         self._say(
             "openat", "/dev/null until descriptors 0, 1 and 2 are taken", "the next file must not become a stream"
         )
+        if self.options.record is not None:
+            self._say("openat", f"{self.options.record} (O_CREAT|O_APPEND|O_NOFOLLOW)", "the record that was named")
+            _judge_record(self.options.record)
         self._say("judge", f"container id {self.container_id!r}"[:120], "runsc takes some ids as flags")
-        limits = ", ".join(f"{name} >= {least}" for name, least in LIMITS.values())
+        limits = ", ".join(f"{least.name} >= {least.soft}" for least in LIMITS.values())
         self._say("getrlimit", limits, "below these runsc fails or hangs after exec")
         identity = Identity.current()
         self._say("read", "/proc/self/uid_map, /proc/self/ns/user", "who the caller is, decided before any unshare")
@@ -339,8 +339,9 @@ class _Dry(Launch):
             for call, detail, why in rehearsal.lay_out():
                 self._say(call, detail, why)
         self._say("socketpair", "AF_UNIX SOCK_SEQPACKET", "the child's only word to its parent; its end says execve")
-        if not may_fork() if self._fresh is None else self._fresh:
-            self._say("posix_spawn", f"{sys.executable} -I -S", "other threads' locks do not survive a fork")
+        fresh = not may_fork() if self._fresh is None else self._fresh
+        if fresh and (program := interpreter.find()) is not None:
+            self._say("posix_spawn", f"{program} -I -S", "other threads' locks do not survive a fork")
         else:
             self._say("fork", "the child; the parent stays unrestricted")
         self._say("pidfd_open", "the child")

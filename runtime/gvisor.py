@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, NoReturn, Self
 
 from nucleus_gvisor.model.errors import LaunchError
-from nucleus_gvisor.runtime import _linux, runsc
+from nucleus_gvisor.runtime import _linux, interpreter, runsc
 from nucleus_gvisor.runtime.audit import Record
 from nucleus_gvisor.runtime.bundle import HostPath, OciBundle
 from nucleus_gvisor.runtime.cleanup import state_component
@@ -28,6 +28,7 @@ from nucleus_gvisor.runtime.options import (
 )
 from nucleus_gvisor.runtime.paths import artifact_base
 from nucleus_gvisor.runtime.steps import resolve, stage
+from nucleus_gvisor.runtime.streams import open_standard_descriptors
 from nucleus_gvisor.runtime.supervisor import Supervisor
 
 Bundle = OciBundle | str | os.PathLike[str]
@@ -203,6 +204,8 @@ class GVisorRuntime:
     @staticmethod
     def resolve_path() -> RunscPath:
         """Where the trusted runsc lies (gvisor.rs:122). Call it before entering a user namespace."""
+        interpreter.judge_calls()
+        open_standard_descriptors()  # the sealed copy is kept
         judged = resolve.resolve(None, Identity.current())
         try:
             sealed = stage.sealed(judged.runsc)

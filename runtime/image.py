@@ -7,14 +7,12 @@ what it likes, as long as it lives: that gets it into another sentry, as confine
 
 import os
 import stat
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from nucleus_gvisor.model.errors import BadPath, Untrusted
 from nucleus_gvisor.runtime import _linux as linux
+from nucleus_gvisor.runtime import interpreter
 from nucleus_gvisor.runtime.bundle import HostPath
 from nucleus_gvisor.runtime.errors import RunscFailed
 from nucleus_gvisor.runtime.identity import Identity
@@ -22,7 +20,7 @@ from nucleus_gvisor.runtime.paths import FileId, Walk, calls, described, file_id
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CLONE = """
-import sys; sys.path.append(sys.argv[1]); import _child, _linux, os, socket
+import sys, _child, _linux, os, socket
 if _child.privileged():
     _linux.unshare(_linux.CLONE_NEWNS)
 else:
@@ -137,9 +135,7 @@ def _detached(path: str, identity: FileId) -> int:
     """A detached mount of `path`, made in a mount namespace of its own: only there may the caller without privilege."""
     ours, theirs = linux.socketpair()
     try:
-        folder = str(Path(__file__).parent)
-        argv = [sys.executable, "-I", "-S", "-B", "-c", _CLONE, folder, path, *map(str, identity)]
-        done = subprocess.run(argv, env={}, cwd="/", stdin=theirs.fileno(), capture_output=True)
+        done = interpreter.run(_CLONE, path, *map(str, identity), stdin=theirs.fileno())
         theirs.close()
         _, fds = linux.receive(ours, 16, 1)
     finally:

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nucleus_gvisor.model.errors import (
     BadArgument,
@@ -32,7 +32,7 @@ from nucleus_gvisor.model.machine import LaunchMachine, fresh
 from nucleus_gvisor.model.record import TransitionRecord
 from nucleus_gvisor.model.states import TERMINAL, LaunchState
 from nucleus_gvisor.model.table import CONFINE, STAGE, failure_row
-from nucleus_gvisor.runtime import _child, image, runsc
+from nucleus_gvisor.runtime import _child, image, interpreter, runsc
 from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.audit import Record
 from nucleus_gvisor.runtime.bundle import HostPath, OciBundle
@@ -51,13 +51,31 @@ from nucleus_gvisor.runtime.paths import artifact_base, file_id, open_private
 from nucleus_gvisor.runtime.steps import confine, exec_, fail, prepare, resolve, stage
 from nucleus_gvisor.runtime.streams import open_standard_descriptors
 
+
+class Least(NamedTuple):
+    """The name of a resource limit, and the least values with which a launch works."""
+
+    name: str
+    soft: int
+    hard: int = 0
+
+    def lacking(self, values: tuple[int, int]) -> tuple[str, int, int] | None:
+        """Which limit of `values`, as getrlimit(2) has them, is too low: `soft` or `hard`, what it is, the least."""
+        for kind, value, least in (("soft", values[0], self.soft), ("hard", values[1], self.hard)):
+            if value != resource.RLIM_INFINITY and value < least:
+                return kind, value, least
+        return None
+
+
 LIMITS = {
-    resource.RLIMIT_NOFILE: ("RLIMIT_NOFILE", 128),
-    resource.RLIMIT_FSIZE: ("RLIMIT_FSIZE", 1 << 30),
-    resource.RLIMIT_AS: ("RLIMIT_AS", 1 << 36),
-    resource.RLIMIT_NPROC: ("RLIMIT_NPROC", 64),
+    # The soft one is the caller's own need: runsc raises its to the hard one. The sentry has the guest's standard
+    # streams at 256, 257 and 258 (startingStdioFD in gVisor's runsc/boot/loader.go), and ends where they cannot be.
+    resource.RLIMIT_NOFILE: Least("RLIMIT_NOFILE", 128, 259),
+    resource.RLIMIT_FSIZE: Least("RLIMIT_FSIZE", 1 << 30),
+    resource.RLIMIT_AS: Least("RLIMIT_AS", 1 << 36),
+    resource.RLIMIT_NPROC: Least("RLIMIT_NPROC", 64),
 }
-"""Limit -> its name and the least soft value with which runsc starts; below, it fails or hangs after exec."""
+"""Below these, runsc fails or hangs after exec."""
 _SKIPPABLE = (ConfineFailed, NotProved, Incompatible)
 
 
@@ -169,6 +187,7 @@ class Launch:
 
     def begin(self) -> LaunchMachine:
         """The machine, in Unresolved. The binary has been looked at: whether it has side binaries decides the stage."""
+        open_standard_descriptors()
         if self.options.record is not None:
             self.record.open(self.options.record)
         self._look(self._look_resolve)
@@ -268,8 +287,8 @@ class Launch:
     # ---- Resolve ----
 
     def _look_resolve(self) -> None:
+        interpreter.judge_calls()
         _judge_limits()
-        open_standard_descriptors()
         judge_id(self.container_id)
         options = self.options
         if options.stage is StageMethod.SET and options.confinement is not Confinement.MOUNT_LOCKED:
@@ -498,7 +517,7 @@ class Launch:
         shown: dict[str, object] = {
             "argv": [_printable(item) for item in argv],
             "env": sorted(_printable(name) for name in env),
-            "limits": {name: resource.getrlimit(number)[0] for number, (name, _) in LIMITS.items()},
+            "limits": {least.name: resource.getrlimit(number)[0] for number, least in LIMITS.items()},
         }
         if self._in_place:
             self.place.own(os.getpid())
@@ -525,6 +544,7 @@ class Launch:
         """What the judged binary says of itself, from a child confined as a launch's is. No launch, and no record."""
         locked = None if self.options.enforcement is Enforcement.OFF else Confinement.MOUNT_LOCKED
         self._ledger.use()
+        open_standard_descriptors()
         self._look_resolve()
         assert self._judged is not None and self._identity is not None
         self.place = prepare.take_place(self.container_id, self.options.artifact_base, self._identity)
@@ -606,13 +626,14 @@ def _described(file: resolve.JudgedFile) -> dict[str, object]:
 
 
 def _judge_limits() -> None:
-    for number, (name, least) in LIMITS.items():
-        soft = resource.getrlimit(number)[0]
-        if soft != resource.RLIM_INFINITY and soft < least:
+    for number, least in LIMITS.items():
+        if lack := least.lacking(resource.getrlimit(number)):
+            kind, value, enough = lack
             raise Limit(
-                f"{name} is too low",
+                f"the {kind} {least.name} is too low",
                 step="Resolve",
-                observed=soft,
-                expected=f"at least {least}",
-                hint=f"raise it: ulimit or setrlimit {name}",
+                observed=value,
+                expected=f"at least {enough}",
+                hint=f"raise it: ulimit or setrlimit {least.name}, or Limit{least.name.removeprefix('RLIMIT_')}= of the"
+                " service",
             )

@@ -20,15 +20,22 @@ CHUNK = 1 << 16
 
 
 def open_standard_descriptors() -> None:
-    """With 0, 1 or 2 closed, the next file opened would be the guest's standard stream: /dev/null goes there."""
+    """With 0, 1 or 2 closed, the next file opened would be the guest's standard stream: /dev/null goes there.
+
+    Whatever is kept beyond a call is opened after this: pipes, sockets, the record, sealed copies of runsc.
+    """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError as error:
             if error.errno != errno.EBADF:  # pragma: no cover - the sweep does it, whose processes are not measured
                 raise
-            # The lowest free number is what open answers.
-            os.set_inheritable(os.open("/dev/null", os.O_RDWR), True)
+            # The lowest free number is what open answers; another, when a thread was faster with one of its own.
+            null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+            if null == number:
+                os.set_inheritable(null, True)
+            else:  # pragma: no cover - the other thread would have to open it between these two lines
+                os.close(null)
 
 
 @contextmanager

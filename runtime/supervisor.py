@@ -2,7 +2,7 @@
 
 A caller with one thread forks. A caller with several starts a fresh interpreter, because a fork copies other
 threads' locks in whatever state they are; it costs some milliseconds more, and the same code runs in it. So does one
-whose system calls gevent has replaced.
+whose system calls gevent has replaced. Where no interpreter is to be had (`interpreter`), it forks all the same.
 """
 
 import errno
@@ -10,21 +10,19 @@ import marshal
 import os
 import select
 import signal
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from types import BuiltinFunctionType
 from typing import Any
 
 from nucleus_gvisor.model.errors import StepFailed
-from nucleus_gvisor.runtime import _child
+from nucleus_gvisor.runtime import _child, interpreter
 from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.paths import FileId, file_id
 
 PATIENCE = 60.0
 """Seconds after which a child that says nothing is given up."""
-_BOOT = "import sys; sys.path.append(sys.argv[3]); import _child; _child.fresh()"
+_BOOT = interpreter.BOOT + "import _child; _child.fresh()"
 
 
 class Supervisor:
@@ -45,6 +43,7 @@ class Supervisor:
         """Start a child on `plan`. `fresh` chooses the fresh interpreter; None: unless the caller `may_fork`."""
         if fresh is None:
             fresh = not may_fork()
+        fresh = fresh and interpreter.find() is not None
         child = cls()
         linux.ledger().processes.append(child)
         try:
@@ -56,10 +55,12 @@ class Supervisor:
             if fresh:
                 child._spawn(plan, link)
             else:
-                child.pid = os.fork()
+                child.pid = interpreter.fork()
                 if child.pid == 0:
                     _child.main(dict(plan), link)
             child._open_pidfd()
+            if fresh:
+                child._see_fresh()
             return child
         except OSError as error:
             made = child.pid > 0
@@ -86,19 +87,27 @@ class Supervisor:
 
     def _spawn(self, plan: Mapping[str, Any], link: int) -> None:
         """The fresh interpreter."""
-        if not sys.executable:
-            raise FileNotFoundError(2, "this program has several threads and no Python interpreter to start")
-        with open(os.memfd_create("plan", os.MFD_CLOEXEC), "wb", buffering=0) as memory:
+        program = interpreter.find()
+        assert program is not None
+        with (
+            interpreter.library() as (library, fds),
+            open(os.memfd_create("plan", os.MFD_CLOEXEC), "wb", buffering=0) as memory,
+        ):
             text = marshal.dumps(dict(plan))
             while text:
                 text = text[memory.write(text) :]
-            keep = {0, 1, 2, link, memory.fileno(), *plan["stdio"], *plan["images"].values()}
+            keep = {0, 1, 2, link, memory.fileno(), *fds, *plan["stdio"], *plan["images"].values()}
             if plan["attendant"] is not None:
                 keep.add(plan["attendant"])
             actions = [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in sorted(keep)]
-            folder = str(Path(_child.__file__).parent)
-            argv = [sys.executable, "-I", "-S", "-c", _BOOT, str(memory.fileno()), str(link), folder]
-            self.pid = os.posix_spawn(sys.executable, argv, {}, file_actions=actions)
+            argv = [program, "-I", "-S", "-c", _BOOT, library, str(memory.fileno()), str(link)]
+            self.pid = os.posix_spawn(program, argv, {interpreter.MARK: "1"}, file_actions=actions)
+
+    def _see_fresh(self) -> None:
+        """Hear that it runs our code: whatever else was started must not be asked for the proof of a confinement."""
+        _close(self._ends[1])  # so that its end is the link's
+        if self.hear() != ("fresh",):
+            raise ChildProcessError(errno.ECHILD, f"{interpreter.find()} was started, and did not run our code")
 
     def _open_pidfd(self) -> None:
         """Have the pidfd, and see that all works which is later relied on: a kernel or a filter may lack a part."""

@@ -5,7 +5,6 @@ The parent stays as it is. What the child does, in order, is in `_child`.
 
 import errno
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from nucleus_gvisor.model.errors import (
     SafetyViolation,
     StepFailed,
 )
-from nucleus_gvisor.runtime import _child, _linux, runsc
+from nucleus_gvisor.runtime import _child, _linux, interpreter, runsc
 from nucleus_gvisor.runtime.options import Confinement, GVisorOciRunOptions, NetworkMode, Platform, Program
 from nucleus_gvisor.runtime.supervisor import Supervisor
 
@@ -47,9 +46,21 @@ _answered: dict[tuple[str, str | None, int], list[tuple[int, bytes]]] = {}
 
 
 def canaries() -> list[list[bytes]]:
-    """Argument vectors of host programs that exist; the interpreter itself where none of the usual ones does."""
-    found = [[path, b"-c", b":"] for path in CANARIES if os.access(path, os.X_OK)]
-    return found or [[os.fsencode(os.path.realpath(sys.executable)), b"-I", b"-S", b"-c", b""]]
+    """Argument vectors of host programs that exist; an interpreter where none of the usual ones does.
+
+    StepFailed where there is none either: whatever else is there might do something, should it not be refused.
+    """
+    if found := [[path, b"-c", b":"] for path in CANARIES if os.access(path, os.X_OK)]:
+        return found
+    if (program := interpreter.find()) is None:
+        raise StepFailed(
+            "no harmless host program to prove the confinement with",
+            step="Confine",
+            observed="none of " + ", ".join(map(os.fsdecode, CANARIES)) + ", and no Python interpreter",
+            expected="one of them",
+            hint="have /bin/true, or run unconfined with enforcement off",
+        )
+    return [[os.fsencode(os.path.realpath(program)), b"-I", b"-S", b"-c", b""]]
 
 
 def start(plan: dict[str, Any], key: str, options: GVisorOciRunOptions, *, fresh: bool | None) -> Confined:

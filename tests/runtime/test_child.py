@@ -7,7 +7,6 @@ import resource
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -174,14 +173,6 @@ def test_whom_the_kernel_reaps_cannot_be_asked() -> None:
 
 
 # ---- its parent ----
-
-
-def test_no_interpreter_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program that embeds Python need not have one; the error says what is missing."""
-    monkeypatch.setattr(sys, "executable", "")
-    with pytest.raises(StepFailed, match="no child process") as caught:
-        Supervisor.start({}, fresh=True)
-    assert "no Python interpreter" in str(caught.value.observed)
 
 
 def test_a_word_that_is_too_long() -> None:

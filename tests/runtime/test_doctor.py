@@ -317,13 +317,13 @@ def test_few_descriptors(mode: Mode, least: int) -> None:
     argv = [mode.python, "-m", "nucleus_gvisor.runtime.cli", "doctor", "--json"]
     told = Told(mode.run(["/bin/sh", "-c", f"ulimit -Sn {least}; exec {shlex.join(argv)}"]))
     assert "limits" in told.data["blockers"]
-    assert f"RLIMIT_NOFILE is {least}, a launch needs 128" in told["limits"]["cause"]
+    assert f"the soft RLIMIT_NOFILE is {least}, a launch needs 128" in told["limits"]["cause"]
     assert "RLIMIT_NOFILE" in told["limits"]["mend"]
 
 
 def test_each_limit_is_reported(base: Path) -> None:
     """The limits are those that a launch judges, no more and no fewer."""
-    assert set(doctor.examine(base=base)["limits"].details) == {name for name, _ in LIMITS.values()}
+    assert set(doctor.examine(base=base)["limits"].details) == {least.name for least in LIMITS.values()}
 
 
 def test_no_user_namespaces(modes: dict[str, Mode]) -> None:
@@ -430,7 +430,7 @@ def test_no_place_for_the_trial(base: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_probe_that_breaks_is_unknown(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is no interpreter answers nothing, and says so."""
-    monkeypatch.setattr(doctor.sys, "executable", "/bin/false")  # type: ignore[attr-defined]
+    monkeypatch.setattr(doctor.interpreter, "find", lambda: "/bin/false")  # type: ignore[attr-defined]
     report = doctor.examine(base=base)
     assert report["user namespaces"].ok is doctor.Answer.UNKNOWN
     assert "the probe ended with 1" in report["user namespaces"].found
@@ -498,7 +498,11 @@ def test_a_check_that_breaks_is_unknown(base: Path, monkeypatch: pytest.MonkeyPa
 def test_a_broken_limit_check_is_not_a_no(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An unknown that no proof rests on does not turn a launch that was proved into a no."""
     monkeypatch.setattr(doctor, "_filtered", lambda: "")
-    monkeypatch.setattr(doctor.sys, "executable", "")  # type: ignore[attr-defined]
+
+    def broken(*_: object) -> None:
+        raise OSError("no process")
+
+    monkeypatch.setattr(doctor.interpreter, "run", broken)  # type: ignore[attr-defined]
     report = doctor.examine(base=base)
     assert report["user namespaces"].ok is doctor.Answer.UNKNOWN
     assert report.launch, report.blockers

@@ -592,7 +592,7 @@ def test_a_low_limit_is_shown(modes: dict[str, Mode]) -> None:
     argv = [mode.python, "-m", "nucleus_gvisor.runtime.cli", "explain", "--", "true"]
     done = mode.run(["/bin/sh", "-c", f"ulimit -Sn 100; exec {' '.join(argv)}"])
     assert done.returncode == 1
-    assert "refuse            Resolve: RLIMIT_NOFILE is too low" in done.stdout
+    assert "refuse            Resolve: the soft RLIMIT_NOFILE is too low" in done.stdout
     assert "/usr/bin/runsc" not in done.stdout
 
 
