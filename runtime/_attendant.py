@@ -41,7 +41,7 @@ REFUSED = b"-"
 FAILED = b"failed "
 """What it carries, followed by an errno, instead of all that, when no command could be started."""
 HELLO = struct.Struct("=i")
-"""The first word: the attendant's process id."""
+"""The first word: the attendant's process id, with its pidfd."""
 
 
 GLANCE = 0.05
@@ -146,7 +146,8 @@ def start(link: int, owner: int, image: int, env: dict[bytes, bytes]) -> None:
     pid = os.getpid()
     supervisor = os.pidfd_open(pid)
     try:
-        if linux.clone_sibling() == 0:
+        attendant, pidfd = linux.clone_sibling()
+        if attendant == 0:
             try:
                 _attend(link, owner, image, env, supervisor, pid)
             finally:  # whatever went wrong here: a sandbox without its attendant would outlive its owner
@@ -157,6 +158,9 @@ def start(link: int, owner: int, image: int, env: dict[bytes, bytes]) -> None:
                         _end_commands()
                     finally:
                         os._exit(0)
+        # From here and not from itself: its owner can then wait for it, also when it ended at once.
+        _say(link, HELLO.pack(attendant), pidfd)
+        os.close(pidfd)
     finally:
         os.close(supervisor)
 
@@ -182,7 +186,6 @@ def _attend(link: int, owner: int, image: int, env: dict[bytes, bytes], supervis
     if os.getppid() != owner:  # it ended first, and `boss` may be anyone
         return
     sock = linux.packets(link)
-    sock.send(HELLO.pack(os.getpid()))
     poll = select.poll()
     for fd in (link, boss, supervisor):
         poll.register(fd, select.POLLIN)

@@ -17,6 +17,7 @@ from typing import Any
 
 # linux/sched.h
 CLONE_NEWNS = 0x00020000
+CLONE_PIDFD = 0x00001000
 CLONE_PARENT = 0x00008000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
@@ -222,6 +223,22 @@ def close(fd: int) -> None:
             raise
 
 
+def close_of(holder: dict[str, Any], name: str) -> None:
+    """Close the descriptor that is `holder[name]`, unless it is -1, which it is from then on.
+
+    Taken out and closed on one line: whatever interrupts, and does it again, does not close another's.
+    """
+    held = _here.ledger.descriptors
+    try:
+        if holder.get(name, -1) >= 0:
+            os.close(held.pop(fd := holder.pop(name, -1), fd))
+    except OSError as error:
+        if error.errno == errno.EBADF and fd >= 0:
+            raise
+    finally:
+        holder.setdefault(name, -1)
+
+
 def close_range(first: int, last: int, flags: int = 0) -> None:
     """close_range(2), Linux 5.9 (5.11 for CLOSE_RANGE_CLOEXEC); elsewhere the same, one descriptor after the other.
 
@@ -347,14 +364,17 @@ def set_dumpable(value: bool = True) -> None:
     _checked(_libc.prctl(PR_SET_DUMPABLE, int(value), 0, 0, 0), "prctl", (PR_SET_DUMPABLE, int(value)))
 
 
-def clone_sibling() -> int:
-    """A copy of this process whose parent is this process's own, clone(2) with CLONE_PARENT; 0 in the copy.
+def clone_sibling() -> tuple[int, int]:
+    """A copy of this process whose parent is this process's own, clone(2) with CLONE_PARENT; (0, -1) in the copy.
 
+    Its number and its pidfd (CLONE_PIDFD, Linux 5.2), which is of this very process whatever becomes of it meanwhile.
     For a process with one thread, and past the C library: so only for one that was itself forked or started for it.
     """
-    number = ctypes.c_long(_CLONE)
-    zeros = [ctypes.c_long(0)] * 4
-    return _checked(_libc.syscall(number, ctypes.c_long(CLONE_PARENT), *zeros), "clone", (CLONE_PARENT,))
+    number, flags = ctypes.c_long(_CLONE), CLONE_PARENT | CLONE_PIDFD
+    pidfd = ctypes.c_int(-1)
+    arguments = (ctypes.c_long(flags), ctypes.c_long(0), ctypes.byref(pidfd), ctypes.c_long(0), ctypes.c_long(0))
+    pid = _checked(_libc.syscall(number, *arguments), "clone", (flags,))
+    return pid, pidfd.value
 
 
 def die_with_parent(signal: int) -> None:

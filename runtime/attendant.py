@@ -17,6 +17,7 @@ from typing import Any
 from nucleus_gvisor.runtime import _attendant
 from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.capture import Capture, readable
+from nucleus_gvisor.runtime.descriptor import Descriptor
 from nucleus_gvisor.runtime.errors import RunscFailed, SandboxGone
 from nucleus_gvisor.runtime.limits import Held
 from nucleus_gvisor.runtime.streams import open_standard_descriptors
@@ -38,24 +39,24 @@ def _see_no_failure(packet: bytes) -> None:
 class Command:
     """One command of runsc's that runs in the sandbox's namespaces. Closing it kills it."""
 
-    def __init__(self, channel: int) -> None:
-        self.channel: int = channel
-        """Readable once it has ended; that of an `exec` also when it has started."""
+    def __init__(self, link: Any) -> None:
+        self._link, self._held = link, Descriptor(link)
         self.returncode: int | None = None
         self.pid: int | None = None
         """Of an `exec` that `has_begun`: its process's number in the guest; None when there is none."""
         self.has_begun: bool = False
+
+    @property
+    def channel(self) -> int:
+        """Readable once it has ended; that of an `exec` also when it has started. -1 once it is closed."""
+        return self._held.number
 
     def begun(self, count: int) -> list[int]:
         """Hear, once, how an `exec` has begun: our ends of the `count` pipes that were made for it.
 
         EMFILE when this process has no room for them; RunscFailed when no command could be started.
         """
-        channel = linux.packets(self.channel)
-        try:
-            packet, ends = linux.receive(channel, 32, _attendant.MAX_DESCRIPTORS)
-        finally:
-            channel.detach()
+        packet, ends = linux.receive(self._link, 32, _attendant.MAX_DESCRIPTORS)
         self.has_begun = True
         _see_no_failure(packet)
         self.pid = int(packet) if packet.isdigit() else None
@@ -68,24 +69,30 @@ class Command:
 
         SandboxGone when the attendant, and so the sandbox, ended first; RunscFailed when it could not be started.
         """
-        if self.returncode is not None:
-            return True
-        if self.channel < 0:
+        with self._held.use() as channel:
+            if self.returncode is not None:
+                return True
+            if channel < 0:
+                raise SandboxGone("the sandbox has ended")
+            if not readable(channel, deadline):
+                return False
+            # It stays there to be read by another thread, or again by who was interrupted here.
+            packet = self._link.recv(32, socket.MSG_PEEK)
+            if len(packet) == _attendant.STATUS.size:
+                self.returncode = os.waitstatus_to_exitcode(*_attendant.STATUS.unpack(packet))
+            self.close()
+        if self.returncode is None:
+            _see_no_failure(packet)
             raise SandboxGone("the sandbox has ended")
-        if not readable(self.channel, deadline):
-            return False
-        packet = os.read(self.channel, 32)
-        self.close()
-        _see_no_failure(packet)
-        if len(packet) != _attendant.STATUS.size:
-            raise SandboxGone("the sandbox has ended")
-        self.returncode = os.waitstatus_to_exitcode(*_attendant.STATUS.unpack(packet))
         return True
 
+    def runs(self, deadline: float | None) -> bool:
+        """Does it run still at `deadline`; whether it ended is not heard of by this."""
+        with self._held.use() as channel:
+            return self.returncode is None and channel >= 0 and not readable(channel, deadline)
+
     def close(self) -> None:
-        if self.channel >= 0:
-            os.close(self.channel)
-            self.channel = -1
+        self._held.close()
 
     def __del__(self) -> None:
         self.close()
@@ -99,14 +106,19 @@ class Attendant:
         self._ours, theirs = linux.socketpair()
         self.theirs: Any = theirs
         self._pid = 0
+        self._pidfd: Descriptor | None = None
+        self._spare = Descriptor(os.dup(self._ours.fileno()))
+        """Keeps a descriptor's number free for the pidfd, which comes when the sandbox runs already."""
 
     def meet(self) -> None:
         """Hear the attendant's first word, after the launch; SandboxGone when it did not come to that."""
         self.theirs.close()
+        self._spare.close()
         self._ours.settimeout(PATIENCE)
         try:
-            packet = self._ours.recv(_attendant.HELLO.size)
-        except OSError:
+            packet, pidfds = linux.receive(self._ours, _attendant.HELLO.size, 1)
+            self._pidfd = Descriptor(*pidfds)
+        except (OSError, TypeError):  # nothing came, or no pidfd
             packet = b""
         self._ours.settimeout(None)
         if len(packet) != _attendant.HELLO.size:
@@ -115,7 +127,11 @@ class Attendant:
 
     def watch(self, held: Held) -> None:
         """Have it see to the limits that are its to see to; it is under none itself, nor are its commands."""
-        held.release(self._pid)
+        if self._pidfd is not None:
+            with self._pidfd.use() as pidfd:
+                # SAFETY: cgroupfs takes a number, which is its own for as long as nobody can have reaped it.
+                if pidfd >= 0 and not readable(pidfd, time.monotonic()):
+                    held.release(self._pid)
         if held.watch:
             self._send(("watch", held.watch))
 
@@ -161,7 +177,7 @@ class Attendant:
 
     def _begin(self, packet: tuple[Any, ...], *descriptors: int) -> Command:
         ours, theirs = linux.socketpair()
-        command = Command(ours.detach())
+        command = Command(ours)
         try:
             self._send(packet, theirs.fileno(), *descriptors)
         except BaseException:
@@ -201,32 +217,27 @@ class Attendant:
             self._ours.shutdown(socket.SHUT_WR)
 
     def dismiss(self) -> None:
-        """End it and its commands, after the supervisor."""
+        """End it and its commands, after the supervisor. What interrupts this leaves it to be done again."""
         self.theirs.close()
-        if not self._pid and self._ours.fileno() >= 0:
+        self.hang_up()
+        if self._pidfd is None and self._ours.fileno() >= 0:
             with suppress(SandboxGone):
                 self.meet()
-        self.hang_up()
+        self._spare.close()
         self._ours.close()
-        if self._pid > 0:
-            in_time = False
-            try:
-                in_time = self._ends()
-            finally:
-                # Nobody else reaps our children, so the number is still its own, unless the caller ignores SIGCHLD.
-                with suppress(ChildProcessError, ProcessLookupError):
-                    if not in_time:
-                        os.kill(self._pid, signal.SIGKILL)
-                    os.waitpid(self._pid, 0)
-                self._pid = 0
+        if self._pidfd is not None:
+            with self._pidfd.use() as pidfd:
+                in_time = pidfd < 0
+                try:
+                    in_time = in_time or self._ends(pidfd)
+                finally:
+                    with suppress(ProcessLookupError, ChildProcessError):  # somebody has reaped it
+                        if not in_time:
+                            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                        if pidfd >= 0:
+                            os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+            self._pidfd.close()
 
-    def _ends(self) -> bool:
+    def _ends(self, pidfd: int) -> bool:
         """Does it end in time, and by itself."""
-        try:
-            pidfd = os.pidfd_open(self._pid)
-        except OSError:
-            return False
-        try:
-            return readable(pidfd, time.monotonic() + FAREWELL)
-        finally:
-            os.close(pidfd)
+        return readable(pidfd, time.monotonic() + FAREWELL)

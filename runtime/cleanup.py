@@ -160,9 +160,7 @@ class Place:
         Spec: Concurrent!RemoveTree, Unlink, Close.
         """
         self.problems.clear()
-        if self.directory >= 0:
-            directory, self.directory = self.directory, -1
-            linux.close(directory)
+        linux.close_of(self.__dict__, "directory")
         if self.lock < 0 <= self.locks:
             self._find_lock()
         if self.lock >= 0:
@@ -170,8 +168,7 @@ class Place:
             if not self.problems:
                 with suppress(FileNotFoundError):
                     os.unlink(self.component, dir_fd=self.locks)
-            lock, self.lock = self.lock, -1
-            linux.close(lock)
+            linux.close_of(self.__dict__, "lock")
         return self.problems
 
     def _remove_all(self) -> None:
@@ -193,9 +190,7 @@ class Place:
     def close(self) -> None:
         """Close all descriptors; the lock stays as its owner line says."""
         for name in ("directory", "lock", "locks", "base"):
-            if (fd := getattr(self, name)) >= 0:
-                setattr(self, name, -1)
-                linux.close(fd)
+            linux.close_of(self.__dict__, name)
 
 
 def take_lock(locks: int, component: str, path: bytes, *, create: bool) -> int | None:

@@ -1,5 +1,6 @@
 """GVisorRuntime: the reference's public interface, on the verified launch (gvisor.rs:96)."""
 
+import errno
 import os
 import secrets
 import select
@@ -56,8 +57,8 @@ class RunscPath(str):
 class SandboxProcess:
     """A running sandbox: the supervisor's process, and the launch's record. Made by `GVisorRuntime.spawn` alone.
 
-    Safe to use from several threads. `wait` (or a `with` block) removes what the launch had on disk; a handle that
-    is dropped leaves that to the next launch.
+    Safe to use from several threads, and from signal handlers, which may raise. `wait` (or a `with` block) removes what
+    the launch had on disk; a handle that is dropped leaves that to the next launch.
     """
 
     def __init__(self, launch: Launch) -> None:
@@ -66,12 +67,11 @@ class SandboxProcess:
         self._place = launch.place
         self.held: Held = launch.limits or Held(Limits())
         """Its limits."""
-        self._lock = threading.Lock()
+        self._settling = threading.RLock()
+        """Keeps other threads out. What this thread was interrupted in, a handler may do as well, and do to its end."""
         self.container_id: str = launch.container_id
         self.pid: int = self._child.pid
         """Process id of the supervisor (runsc)."""
-        self.pidfd: int = self._child.pidfd
-        """Descriptor that becomes readable when it ends; -1 once it was waited for."""
         self.command: tuple[bytes, ...] = launch.command
         """The arguments that runsc was given."""
         self.release: runsc.Release | None = launch.confined.release
@@ -85,6 +85,11 @@ class SandboxProcess:
         """What could not be removed afterwards; the next launch collects it."""
 
     @property
+    def pidfd(self) -> int:
+        """Descriptor that becomes readable when it ends; -1 once it was waited for."""
+        return self._child.pidfd
+
+    @property
     def achieved(self) -> str:
         """The confinement that was achieved and proved: `mount-locked`, `landlock` or `none`."""
         return str(self.record.lines[-1].facts["confined"])
@@ -96,10 +101,8 @@ class SandboxProcess:
 
     def poll(self) -> int | None:
         """`returncode`, looking whether there is one."""
-        with self._lock:
-            if self.returncode is None:
-                self._reap(os.WNOHANG)
-            return self.returncode
+        self._look(os.WNOHANG)
+        return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
         """The returncode, when the sandbox has ended; TimeoutError after `timeout` seconds, with it still running.
@@ -107,60 +110,82 @@ class SandboxProcess:
         ChildProcessError where someone else reaped it (the caller ignores SIGCHLD) and the kernel, before Linux 6.15,
         no longer knows the code.
         """
-        pidfd = self.pidfd
-        if pidfd >= 0:
-            poll = select.poll()
-            poll.register(pidfd, select.POLLIN)
-            # In milliseconds, of which poll(2) counts 24 days.
-            if not poll.poll(None if timeout is None else min(max(0, timeout) * 1000, 2**31 - 1)):
-                raise TimeoutError(f"sandbox {self.container_id} still runs after {timeout} s")
-        with self._lock:
-            if self.returncode is None:
-                self._reap(0)
-            assert self.returncode is not None
-            return self.returncode
+        with self._child.use() as pidfd:
+            if pidfd >= 0:
+                poll = select.poll()
+                poll.register(pidfd, select.POLLIN)
+                # In milliseconds, of which poll(2) counts 24 days.
+                if not poll.poll(None if timeout is None else min(max(0, timeout) * 1000, 2**31 - 1)):
+                    raise TimeoutError(f"sandbox {self.container_id} still runs after {timeout} s")
+        self._look(0)
+        assert self.returncode is not None
+        return self.returncode
 
-    def _reap(self, flags: int) -> None:
-        try:
-            result = os.waitid(os.P_PIDFD, self._child.pidfd, os.WEXITED | flags)
-        except ChildProcessError:
-            # The caller ignores SIGCHLD, or waits for all its children: the kernel may still know what became of it.
-            status = _linux.pidfd_exit_status(self._child.pidfd)
-            if status is None:  # pragma: no cover - only kernels before Linux 6.15 forget it
-                raise
-            self.returncode = os.waitstatus_to_exitcode(status)
-        else:
-            if result is None:
+    def _look(self, flags: int) -> None:
+        """Learn the returncode, once there is one, and clean up. No line here does harm when it is done again."""
+        with self._child.use() as pidfd:
+            if pidfd < 0:
+                if self.returncode is None:  # pragma: no cover - only kernels before Linux 6.15 forget it
+                    raise ChildProcessError(errno.ECHILD, os.strerror(errno.ECHILD))
                 return
-            self.returncode = result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
+            if self.returncode is None:
+                status = self._status(pidfd, flags)
+                if status is not None:
+                    self.returncode = status
+                elif self.returncode is None:
+                    return
+            with self._settling:
+                if self._child.pidfd >= 0:
+                    self._settle(pidfd)
+
+    def _status(self, pidfd: int, flags: int) -> int | None:
+        """How it ended, which it can be asked again; None while it runs, and when another thread was faster."""
+        try:
+            result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT | flags)
+        except ChildProcessError:
+            if self.returncode is not None:
+                return None
+            # The caller ignores SIGCHLD, or waits for all its children: the kernel may still know what became of it.
+            status = _linux.pidfd_exit_status(pidfd)
+            if status is None:  # pragma: no cover - only kernels before Linux 6.15 forget it
+                with self._settling:
+                    self._settle(pidfd)
+                raise
+            return os.waitstatus_to_exitcode(status)
+        if result is None:
+            return None
+        return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
+
+    def _settle(self, pidfd: int) -> None:
+        """Reap it, and remove what it had on disk; the pidfd goes last, and says that all is done."""
+        with suppress(ChildProcessError):
+            os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
         self._child.hang_up()
-        _linux.close(self._child.pidfd)
-        self.pidfd = self._child.pidfd = -1
         self.held.met()  # the cgroups know, and go now
         self.problems = tuple(self._place.remove())
         self._place.close()
+        self._child.forget()
 
     def send_signal(self, number: int) -> None:
         """Send `number` to the supervisor (runsc), which ends on it, and its sandbox with it.
 
         runsc passes signals on to the guest only where it has a terminal. Nothing happens once it has ended.
         """
-        with self._lock:
-            if self.returncode is None:
-                with suppress(ProcessLookupError):
-                    signals.pidfd_send_signal(self._child.pidfd, number)
+        with self._child.use() as pidfd, suppress(ProcessLookupError):
+            if pidfd >= 0 and self.returncode is None:
+                signals.pidfd_send_signal(pidfd, number)
 
     def kill(self) -> None:
         """End the sandbox at once: the supervisor and all below it by SIGKILL."""
-        with self._lock:
-            if self.returncode is None:
-                with suppress(ProcessLookupError):
-                    _linux.kill_with_all_below(self.pid, self._child.pidfd)
+        with self._child.use() as pidfd, suppress(ProcessLookupError):
+            if pidfd >= 0 and self.returncode is None:
+                _linux.kill_with_all_below(self.pid, pidfd)
 
     def end(self) -> None:
-        """End it now, if it has not ended, and wait for that."""
+        """End it now, if it has not ended, and wait for that. An interrupted one is done again, or goes on."""
         self.kill()
-        self.wait()
+        with suppress(ChildProcessError):  # it has ended, and nobody knows how
+            self.wait()
 
     def __enter__(self) -> Self:
         return self
@@ -326,8 +351,9 @@ class GVisorRuntime:
         try:
             launch.drive()
             launch.release()
+            process = SandboxProcess(launch)
             launch.hand_over()
-            return SandboxProcess(launch)
+            return process
         except BaseException:
             launch.undo()  # interrupted when the guest ran already, and nobody would have held it
             raise

@@ -174,6 +174,7 @@ class Launch:
 
     def undo(self) -> None:
         """Close, end and remove all that is left of it, whatever line it was interrupted on."""
+        self._ledger.use()
         self.record.close()
         try:
             if self.confined is not None or self.place is not None:
@@ -182,7 +183,9 @@ class Launch:
             self._ledger.release()
 
     def hand_over(self) -> None:
-        """The child runs: what it and its place hold open is not the launch's any more."""
+        """The child runs: what it and its place hold open is theirs to close, and not the launch's any more."""
+        self._ledger.processes.clear()
+        self._ledger.descriptors.clear()
         linux.Ledger().use()
 
     def begin(self) -> LaunchMachine:

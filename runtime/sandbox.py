@@ -33,7 +33,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import FrozenInstanceError, dataclass
 from pathlib import Path
 from typing import IO, Any, AnyStr, Generic, Literal, NoReturn, Self, TypedDict, TypeVar, Unpack, overload
@@ -54,6 +54,7 @@ from nucleus_gvisor.runtime.capture import (
     decoded,
     readable,
 )
+from nucleus_gvisor.runtime.descriptor import Descriptor
 from nucleus_gvisor.runtime.errors import (
     CannotExec,
     GuestFailed,
@@ -486,23 +487,20 @@ class Sandbox:
             raise ValueError(f"service {self._service[0]!r}: expected an absolute path in the guest")
         self._request = request(runtime_dir, sandbox_id, network, env, mounts, working_dir, **own)
         self._owner = os.getpid()
-        self._closing = threading.Lock()
         self._paused = False
-        self._commands = weakref.WeakSet[GuestProcess[Any]]()
+        self._commands = weakref.WeakValueDictionary[int, GuestProcess[Any]]()
         place = _place_for_programs(own.get("rootfs"), own.get("writable", False))
         self._program = f"{place}/{guest.NAME}"
         self._attendant = Attendant()
-        self._stderr = self._alive = -1
+        self._held = _Held(self._attendant)
+        # Before there is anything: whoever is interrupted here, or later, ends it all the same when it is dropped.
+        self._dropped = weakref.finalize(self, _clean_up_dropped, self._held, self._owner, self._request.sandbox_id)
         try:
             self._launch(Programs(place, {guest.NAME: guest.program()}))
         except BaseException:
-            self._attendant.dismiss()
-            for fd in (self._stderr, self._alive):
-                if fd >= 0:  # pragma: no branch - not where the very pipes cannot be made
-                    os.close(fd)
+            self._held.clean_up()
+            self._dropped.detach()
             raise
-        held = (self._process, self._attendant, self._stderr, self._alive, self._owner, self.id)
-        self._dropped = weakref.finalize(self, _clean_up_dropped, *held)
 
     @classmethod
     def restore(cls, directory: HostPath, **options: Unpack[LivingOptions]) -> Self:
@@ -524,17 +522,20 @@ class Sandbox:
     def _launch(self, programs: Programs) -> None:
         """Launch, and wait until the guest runs."""
         asked = self._request
-        self._alive, says_ready = os.pipe2(os.O_CLOEXEC)
-        self._stderr, says = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)  # full, it must not keep runsc from going on
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            process = self._process = asked.runtime.spawn(
+        with ExitStack() as stack:
+            self._held.alive, says_ready = map(Descriptor, os.pipe2(os.O_CLOEXEC))
+            # Full, it must not keep runsc from going on.
+            self._held.stderr, says = map(Descriptor, os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK))
+            null = Descriptor(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+            for end in (says_ready, says, null):
+                stack.callback(end.close)
+            process = self._process = self._held.process = asked.runtime.spawn(
                 asked.sandbox_id,
                 asked.bundle([self._program, *(("s", *self._service) if self._service else ())]),
                 asked.options,
-                stdin=null,
-                stdout=says_ready,
-                stderr=says,
+                stdin=null.number,
+                stdout=says_ready.number,
+                stderr=says.number,
                 # The initial thread lives as long as the process: then the kernel does the attendant's work as well,
                 # should anyone kill the attendant first.
                 die_with_thread=threading.get_native_id() == self._owner,
@@ -543,9 +544,6 @@ class Sandbox:
                 limits=asked.limits,
                 checkpoint=self._image,
             )
-        finally:
-            for fd in (null, says_ready, says):
-                os.close(fd)
         try:
             self._attendant.meet()
             process.held.told = self._attendant.told
@@ -563,9 +561,10 @@ class Sandbox:
 
     def _await_ready(self) -> None:
         """Wait until the guest's init says that it runs."""
-        if not readable(self._alive, time.monotonic() + PATIENCE):
+        alive = self._held.alive.number
+        if not readable(alive, time.monotonic() + PATIENCE):
             raise StartFailed(f"the guest did not start within {PATIENCE:g} s{self._said()}")
-        if os.read(self._alive, 1) != guest.READY:
+        if os.read(alive, 1) != guest.READY:
             with suppress(TimeoutError, ChildProcessError):  # then nobody knows
                 if self._service and 0 < (code := self._process.wait(PATIENCE)) < 128:  # runsc's own failures have 128
                     raise CannotExec(self._service, os.strerror(code).encode())
@@ -587,7 +586,7 @@ class Sandbox:
     def _said(self) -> str:
         """What runsc has written to its standard error."""
         try:
-            text = os.read(self._stderr, 1 << 12).strip()
+            text = os.read(self._held.stderr.number, 1 << 12).strip()
         except BlockingIOError:
             text = b""
         return f": {shown(text)}" if text else ""
@@ -1048,8 +1047,8 @@ class Sandbox:
 
     def _running(self) -> "list[GuestProcess[Any]]":
         """The commands that have not ended."""
-        with self._closing:
-            return [process for process in self._commands if process.runs]
+        known = [reference() for reference in self._commands.valuerefs()]
+        return [process for process in known if process is not None and process.runs]
 
     def _tree(self, pid: int, alone: bool) -> set[int]:
         processes = self.ps()
@@ -1084,12 +1083,13 @@ class Sandbox:
         return self._process.wait(seconds(timeout))
 
     def close(self) -> None:
-        """End the sandbox and remove what it had on the host, but for its record. Once is enough."""
-        if os.getpid() != self._owner:
-            return
-        with self._closing:
-            if self._dropped.detach() is not None:
-                _clean_up(self._process, self._attendant, self._stderr, self._alive)
+        """End the sandbox and remove what it had on the host, but for its record.
+
+        Once is enough. When something interrupts it, the next one goes on; a signal handler may call it.
+        """
+        if os.getpid() == self._owner:
+            self._held.clean_up()
+            self._dropped.detach()
 
     def __enter__(self) -> Self:
         return self
@@ -1109,7 +1109,6 @@ class GuestProcess(Generic[AnyStr]):
 
     def __init__(self, sandbox: Sandbox, args: tuple[str, ...], pid: int, command: Command) -> None:
         self._sandbox = sandbox
-        self._lock = threading.Lock()
         self.args = args
         self.pid = pid
         """Its process id in the guest."""
@@ -1123,12 +1122,11 @@ class GuestProcess(Generic[AnyStr]):
         """Copies what gVisor cannot be given as it is: regular files."""
         self.returncode: int | None = None
         """Its exit code (128 + signal when a signal ended it); None while it runs."""
-        beside = sandbox._running()
-        for process in beside:
-            process.alone = False
-        self.alone = not beside
-        with sandbox._closing:
-            sandbox._commands.add(self)
+        self.alone = True
+        sandbox._commands[id(self)] = self  # before one looks: of two that start at once, one sees the other at least
+        for process in sandbox._running():
+            if process is not self:
+                process.alone = self.alone = False
 
     def take(self, pipes: Pipes, text: bool) -> None:
         """Make files of our ends of the pipes, or of the terminal."""
@@ -1151,8 +1149,7 @@ class GuestProcess(Generic[AnyStr]):
     @property
     def runs(self) -> bool:
         """Does it run still; unlike `poll` it leaves everything as it is."""
-        channel = self.command.channel
-        return self.returncode is None and channel >= 0 and not readable(channel, time.monotonic())
+        return self.returncode is None and self.command.runs(time.monotonic())
 
     def poll(self) -> int | None:
         """`returncode`, looking whether there is one."""
@@ -1166,18 +1163,15 @@ class GuestProcess(Generic[AnyStr]):
         return code
 
     def _ended(self, deadline: float | None) -> int | None:
-        channel = self.command.channel
-        if self.returncode is None and channel >= 0 and not readable(channel, deadline):
-            return None
-        with self._lock:
-            if self.returncode is None and self._command_ended():
-                code = self.command.returncode
-                assert code is not None
-                if code < 0:
-                    raise self._sandbox._gone("the command of runsc's was killed")
-                if code == RUNSC_FAILED:
-                    self._sandbox._see_that_it_lives()
-                self.returncode = code
+        """The returncode; None when `deadline` came first. Several threads, and handlers, may ask at once."""
+        if self.returncode is None and not self.command.runs(deadline) and self._command_ended():
+            code = self.command.returncode
+            assert code is not None
+            if code < 0:
+                raise self._sandbox._gone("the command of runsc's was killed")
+            if code == RUNSC_FAILED:
+                self._sandbox._see_that_it_lives()
+            self.returncode = code
         return self.returncode
 
     def _command_ended(self) -> bool:
@@ -1310,24 +1304,41 @@ def _descendants(processes: list[Process], roots: list[int]) -> list[int]:
     return [number for number in found if number != 1]  # a forged line could name the init
 
 
-def _clean_up(process: SandboxProcess, attendant: Attendant, stderr: int, alive: int) -> None:
-    attendant.hang_up()
-    process.end()
-    attendant.dismiss()
-    readable(alive, time.monotonic() + PATIENCE)  # the guest's kernel has ended when nobody holds the other end
-    for fd in (stderr, alive):
-        os.close(fd)
+class _Held:
+    """What a sandbox holds on the host: its processes, and our ends of pipes."""
+
+    process: SandboxProcess | None = None
+    alive: Descriptor
+    """Of a pipe whose other end the guest's kernel has."""
+    stderr: Descriptor
+    """Of a pipe whose other end is runsc's standard error."""
+
+    def __init__(self, attendant: Attendant) -> None:
+        self.attendant = attendant
+
+    def clean_up(self) -> None:
+        """End and close it all. Each part can be done again, so that all of it can, wherever it was interrupted."""
+        self.attendant.hang_up()
+        if self.process is not None:
+            self.process.end()
+        self.attendant.dismiss()
+        ends = [end for name in ("alive", "stderr") if (end := self.__dict__.get(name)) is not None]
+        if self.process is not None:
+            with self.alive.use() as fd:
+                # The guest's kernel has ended when nobody holds the other end.
+                if fd >= 0:
+                    readable(fd, time.monotonic() + PATIENCE)
+        for end in ends:
+            end.close()
 
 
-def _clean_up_dropped(
-    process: SandboxProcess, attendant: Attendant, stderr: int, alive: int, owner: int, name: str
-) -> None:
+def _clean_up_dropped(held: _Held, owner: int, name: str) -> None:
     """For a sandbox that nobody can use any more, or that is there when the interpreter ends."""
     if os.getpid() == owner:
         try:
             warnings.warn(f"sandbox {name} was not closed", ResourceWarning, stacklevel=2)
         finally:  # a warning may be an error
-            _clean_up(process, attendant, stderr, alive)
+            held.clean_up()
 
 
 def _copy_until(capture: Capture, until: int) -> None:

@@ -10,14 +10,16 @@ import marshal
 import os
 import select
 import signal
+import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from types import BuiltinFunctionType
 from typing import Any
 
 from nucleus_gvisor.model.errors import StepFailed
 from nucleus_gvisor.runtime import _child, interpreter
 from nucleus_gvisor.runtime import _linux as linux
+from nucleus_gvisor.runtime.descriptor import Descriptor
 from nucleus_gvisor.runtime.paths import FileId, file_id
 
 PATIENCE = 60.0
@@ -30,9 +32,31 @@ class Supervisor:
 
     def __init__(self) -> None:
         self.pid: int = -1
-        self.pidfd: int = -1
+        self._pidfd: Descriptor | None = None
+        self._spare: Descriptor | None = None
+        """Keeps a descriptor's number free for the pidfd, which is made when the child is there already."""
         self._ends: tuple[Any, ...] = ()
         self._mask: set[signal.Signals | int] | None = None
+
+    @property
+    def pidfd(self) -> int:
+        """-1 as long as there is none, and once it was waited for."""
+        return -1 if self._pidfd is None else self._pidfd.number
+
+    @pidfd.setter
+    def pidfd(self, fd: int) -> None:
+        self._pidfd = Descriptor(fd)
+
+    def use(self) -> AbstractContextManager[int]:
+        """The pidfd, which stays open within; -1 when there is none any more."""
+        return nullcontext(-1) if self._pidfd is None else self._pidfd.use()
+
+    def forget(self) -> None:
+        """It was waited for, and nobody has its number."""
+        for fd in (self._pidfd, self._spare):
+            if fd is not None:
+                fd.close()
+        self.pid = -1
 
     @property
     def _link(self) -> Any:
@@ -49,6 +73,7 @@ class Supervisor:
         try:
             # A line that makes something is the line that keeps it: whatever interrupts finds it in `child`.
             child._ends = linux.socketpair()
+            child._see_pidfds()
             # No signal of the caller's may run one of its handlers in the child.
             child._mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
             link = child._ends[1].fileno()
@@ -63,9 +88,8 @@ class Supervisor:
                 child._see_fresh()
             return child
         except OSError as error:
-            made = child.pid > 0
+            lacking = child.pid <= 0 and error.errno in (errno.ENOSYS, errno.EINVAL, errno.EPERM)
             child.end()
-            lacking = made and error.errno in (errno.ENOSYS, errno.EINVAL, errno.EPERM)
             raise StepFailed(
                 "no child process",
                 step="Confine",
@@ -109,18 +133,32 @@ class Supervisor:
         if self.hear() != ("fresh",):
             raise ChildProcessError(errno.ECHILD, f"{interpreter.find()} was started, and did not run our code")
 
+    def _see_pidfds(self) -> None:
+        """See, before there is a child, that all works which is later relied on: a kernel or a filter may lack it."""
+        self._spare = Descriptor(os.pidfd_open(os.getpid()))
+        signal.pidfd_send_signal(self._spare.number, 0)
+        with suppress(ChildProcessError):  # the right answer: nobody is a child of itself
+            os.waitid(os.P_PIDFD, self._spare.number, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+
     def _open_pidfd(self) -> None:
-        """Have the pidfd, and see that all works which is later relied on: a kernel or a filter may lack a part."""
+        """Have the pidfd, right after the child was made; ProcessLookupError when the number is a stranger's already.
+
+        An application that reaps every child of its may have reaped ours, and a number is given out again once all
+        others were.
+        """
+        if self._spare is not None:
+            self._spare.close()
         self.pidfd = os.pidfd_open(self.pid)
         try:
-            signal.pidfd_send_signal(self.pidfd, 0)
             os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except (ProcessLookupError, ChildProcessError):
-            pass  # it has ended, and the caller ignores SIGCHLD
-        except OSError:
-            linux.close(self.pidfd)
-            self.pidfd = -1
-            raise
+        except ChildProcessError:
+            # It has ended, and was reaped. SAFETY: one that lives and is no child of ours is somebody else.
+            try:
+                signal.pidfd_send_signal(self.pidfd, 0)
+            except OSError:
+                return
+            self.forget()
+            raise ProcessLookupError(errno.ESRCH, "the child ended at once, and its number is another's") from None
 
     def hear(self) -> tuple[Any, ...]:
         """The child's next message; ("end",) when it closed the link by dying or by execve."""
@@ -183,31 +221,43 @@ class Supervisor:
             return None
 
     def end(self) -> None:
-        """Kill and reap it; nothing happens when that has been done."""
+        """Kill and reap it, which can be done again, wherever it was interrupted."""
         self._unmask()
         for end in self._ends:
             _close(end)
-        if self.pidfd >= 0:
-            try:
-                linux.kill_with_all_below(self.pid, self.pidfd)
-            except ProcessLookupError:
-                pass  # it was waited for, and the number may be another's by now
-            except OSError:
+        with self.use() as pidfd:
+            if pidfd >= 0:
+                # Where a filter that came later refuses the signal, one that is not the image yet ends by itself:
+                # nobody speaks to it any more. SAFETY: never by its number, which another has once it was reaped.
                 with suppress(OSError):
-                    os.kill(self.pid, signal.SIGKILL)  # nobody has waited for it: the number is still its own
-            with suppress(ChildProcessError):
-                os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
-            linux.close(self.pidfd)
-            self.pidfd = -1
-        elif self.pid > 0:  # no pidfd could be had: nobody speaks to it any more, and then it ends
-            with suppress(ChildProcessError):
-                os.waitpid(self.pid, 0)
-        self.pid = -1
+                    linux.kill_with_all_below(self.pid, pidfd)
+                ended = select.poll()
+                ended.register(pidfd, select.POLLIN)
+                if ended.poll(PATIENCE * 1000):
+                    with suppress(ChildProcessError):
+                        os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+            elif self.pid > 0:
+                self._await_end_unseen()
+        self.forget()
+
+    def _await_end_unseen(self) -> None:
+        """Reap one whose pidfd could not be had, in the moments in which it ends.
+
+        It was never waited for before, so the number is its own until it is reaped, here or by somebody else; and for
+        long after that, for the kernel gives out all the others first. That is why this does not last, and never waits.
+        """
+        end = time.monotonic() + PATIENCE
+        with suppress(ChildProcessError):
+            while os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG) is None and time.monotonic() < end:
+                time.sleep(0.001)
 
 
 def _close(link: Any) -> None:
-    if link.fileno() >= 0:
-        linux.close(link.detach())
+    try:
+        link.close()  # at once in one call; a second one does nothing
+    except OSError as error:
+        if error.errno == errno.EBADF:
+            raise
 
 
 def may_fork() -> bool:

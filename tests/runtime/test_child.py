@@ -197,21 +197,29 @@ def test_a_child_that_is_gone() -> None:
 
 
 def test_a_number_is_not_killed_when_its_process_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may be another process's by now. Where only pidfds cannot be used any more, it still is the child's."""
+    """It may be another process's by now. Without pidfds one that nobody speaks to ends by itself."""
     killed: list[int] = []
     with monkeypatch.context() as patch:
         patch.setattr(os, "kill", lambda pid, _: killed.append(pid))
         child = supervised(forked(lambda: 0))
         os.waitpid(child.pid, 0)
         child.end()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+        def listen() -> None:
+            ours.close()
+            theirs.recv(1)
+
+        child = supervised(pid := forked(listen))
+        theirs.close()
+        child._ends = (ours,)
+
+        def denied(*_: object) -> None:
+            raise PermissionError(errno.EPERM, "a filter that came later")
+
+        patch.setattr("_signal.pidfd_send_signal", denied)
+        child.end()
     assert killed == []
-    child = supervised(pid := forked(signal.pause))
-
-    def denied(*_: object) -> None:
-        raise PermissionError(errno.EPERM, "a filter that came later")
-
-    monkeypatch.setattr("_signal.pidfd_send_signal", denied)
-    child.end()
     with pytest.raises(ChildProcessError):
         os.waitpid(pid, 0)
 

@@ -26,15 +26,12 @@ Result = TypeVar("Result")
 
 def test_a_command_that_has_not_ended() -> None:
     """It is waited for no longer than was asked, and can be waited for again."""
-    reader, writer = os.pipe()
-    command = Command(reader)
-    try:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    command = Command(ours)
+    with theirs:
         assert not command.ended(time.monotonic())
-        os.write(writer, _attendant.STATUS.pack(7 << 8))
+        theirs.send(_attendant.STATUS.pack(7 << 8))
         assert (command.ended(time.monotonic()), command.returncode) == (True, 7)
-    finally:
-        os.close(writer)
-        command.close()
 
 
 def test_an_attendant_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,12 +201,15 @@ def test_a_command_that_nobody_wants_and_that_failed(box: Sandbox) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         theirs.send(_attendant.FAILED + b"24")
-        box._unsend(Command(ours.detach()), Pipes())
+        box._unsend(Command(ours), Pipes())
     assert box.exec("echo", "alive").stdout == "alive\n"
 
 
 def test_an_attendant_that_does_not_end(make: MakeSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped, or when this process has no descriptor to wait for it: it is killed, and its commands with it."""
+    """Stopped, or when waiting for it is interrupted: it is killed, and its commands with it.
+
+    No descriptor is needed for that, when this process has none left.
+    """
     monkeypatch.setattr(attendant, "FAREWELL", 0.2)
     box = make()
     process = box.popen(["sleep", "600"])
@@ -228,7 +228,7 @@ def test_an_attendant_that_does_not_end(make: MakeSandbox, monkeypatch: pytest.M
     box = make()
     before = launching.descendants(os.getpid())
     ends = attendant.Attendant._ends
-    monkeypatch.setattr(attendant.Attendant, "_ends", lambda self: with_room(0, ends, self))
+    monkeypatch.setattr(attendant.Attendant, "_ends", lambda self, pidfd: with_room(0, ends, self, pidfd))
     box.close()
     assert launching.gone(before) == {}
 
@@ -248,7 +248,7 @@ def with_room(count: int, function: Callable[..., Result], *args: object) -> Res
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def interrupted(_: object) -> bool:
+def interrupted(*_: object) -> bool:
     raise KeyboardInterrupt
 
 

@@ -1,0 +1,55 @@
+"""Descriptors that are closed once, whatever interrupts it and whoever uses them meanwhile.
+
+A signal handler runs between any two steps of the interpreter, and may raise, or close what the interrupted code is
+about to use. So no ending here waits for a lock that the interrupted code may hold, and none keeps the number of a
+closed descriptor, which the kernel gives out again: to another thread, by the time that it is used or closed once more.
+"""
+
+import errno
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class _File(io.FileIO):
+    def __del__(self) -> None:
+        self.close()  # dropped by who was interrupted: nothing to warn of
+
+
+class Descriptor:
+    """Owns a descriptor. Closing it, once or often, from wherever and whatever interrupts, closes it once."""
+
+    def __init__(self, owned: Any) -> None:
+        """`owned`: a descriptor, not of a directory, or a socket."""
+        # Both owners forget the number and close it in one call of the interpreter's, and once.
+        self._owner = _File(owned) if isinstance(owned, int) else owned
+        self._users: list[None] = []
+        self._unwanted = False
+
+    @property
+    def number(self) -> int:
+        """The descriptor; -1 once it is closed."""
+        return -1 if self._unwanted else int(self._owner.fileno())
+
+    @contextmanager
+    def use(self) -> Iterator[int]:
+        """The descriptor, which stays open within; -1 once it is closed."""
+        self._users.append(None)  # before one looks whether it is unwanted: `close` does it the other way round
+        try:
+            yield self.number
+        finally:
+            self._users.pop()
+            if self._unwanted:
+                self.close()
+
+    def close(self) -> None:
+        """Close it, or leave that to its last user."""
+        self._unwanted = True
+        if self._users:
+            return
+        try:
+            self._owner.close()
+        except OSError as error:  # it is closed all the same: see `_linux.close`
+            if error.errno == errno.EBADF:
+                raise
