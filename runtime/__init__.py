@@ -58,6 +58,7 @@ from nucleus_gvisor.runtime.audit import Record
 from nucleus_gvisor.runtime.bundle import Mount, MountType, OciBundle
 from nucleus_gvisor.runtime.errors import (
     CannotExec,
+    CopyFailed,
     GuestFailed,
     LifetimeExpired,
     LimitUnavailable,
@@ -106,6 +107,7 @@ __all__ = [
     "CompletedRun",
     "ConfineFailed",
     "Confinement",
+    "CopyFailed",
     "Enforcement",
     "Error",
     "ExecFailed",

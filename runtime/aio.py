@@ -182,7 +182,7 @@ async def _copied(capture: Capture, until: int, deadline: float | None) -> bool:
                 capture.stop(fd)
         except OSError as error:
             waiter.set_exception(error)
-        if capture.exceeded:
+        if capture.stopped:
             _set(waiter)
 
     own = os.dup(until)
@@ -201,9 +201,9 @@ async def _copied(capture: Capture, until: int, deadline: float | None) -> bool:
     if not done:
         return False
     waiter.result()
-    if not capture.exceeded:
+    if not capture.stopped:
         capture.drain()
-    return not capture.exceeded
+    return not capture.stopped
 
 
 # ---- run ----
@@ -700,12 +700,20 @@ class AsyncGuestProcess:
     @property
     def returncode(self) -> int | None:
         """Its exit code (128 + signal when a signal ended it); None while it runs."""
-        return self._process.poll()
+        return self._process._ended(time.monotonic())
 
     async def wait(self) -> int:
-        """The returncode, when the command has ended. To be cancelled leaves it running."""
-        while (code := self._process.poll()) is None:
+        """The returncode, when the command has ended; CopyFailed as with `GuestProcess`. To be cancelled leaves it
+        running."""
+        while self.returncode is None:
             await _ready(self._process.command.channel, select.POLLIN, None)
+        return await self._finished()
+
+    async def _finished(self, *captured: Any) -> int:
+        code = self._process._finished(time.monotonic(), *captured)
+        if code is None:  # what copies for it has not ended
+            code = await _call(lambda: self._process._finished(None, *captured))
+        assert code is not None
         return code
 
     async def communicate(
@@ -737,6 +745,7 @@ class AsyncGuestProcess:
             raise OutputLimit(self.args, max_output, out, err)
         if not in_time:
             raise TimeoutExpired(list(self.args), timeout or 0, out, err)
+        await self._finished(out, err)
         return out, err
 
     def resize(self, rows: int, columns: int) -> None:

@@ -1,5 +1,6 @@
 """What a program writes, read into bounded memory while it runs, and what it is to read, fed to it."""
 
+import io
 import os
 import select
 import stat
@@ -10,12 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Self
 
+from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.gvisor import Stream
 from nucleus_gvisor.runtime.streams import open_standard_descriptors
 
 CHUNK = 1 << 16
 MAX_OUTPUT = 64 << 20
 """Bytes of each captured stream, unless the caller says otherwise."""
+NAMES = ("stdin", "stdout", "stderr")
 PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
 
 Data = str | bytes
@@ -42,9 +45,9 @@ def readable(fd: int, deadline: float | None) -> bool:
 
 class Capture:
     """Pipes of one program: `limits` are those it writes, with how many bytes of each are wanted, and `feed` is what it
-    reads: `data`, or from descriptor `source`. `sinks` are descriptors that take what a pipe gives, all of it.
+    reads: `data`, or from descriptor `source`. `sinks` have, by pipe, a name and the descriptor that takes all of it.
 
-    The pipes are this object's to close; sources and sinks are not.
+    All of these descriptors are this object's to close.
     """
 
     def __init__(
@@ -54,17 +57,19 @@ class Capture:
         data: bytes = b"",
         *,
         source: int = -1,
-        sinks: Mapping[int, int] | None = None,
+        sinks: Mapping[int, tuple[str, int]] | None = None,
     ) -> None:
         self._sinks = dict(sinks or {})
         limits = {**limits, **dict.fromkeys(self._sinks, 0)}
         self._limits = limits
-        self._parts: dict[int, list[bytes]] = {fd: [] for fd in limits}
-        self._sizes = dict.fromkeys(limits, 0)
+        # What is read out of it as a whole is not copied once more.
+        self._parts: dict[int, io.BytesIO] = {fd: io.BytesIO() for fd in limits}
         self._open = set(limits)
         self._feed, self._data, self._source = feed, memoryview(data), source
         self.exceeded: bool = False
         """Did it write more than was wanted."""
+        self.failed: tuple[str, OSError] | None = None
+        """The stream whose copy could not be made, and why."""
         for fd in (*limits, *([feed] if feed >= 0 else [])):
             os.set_blocking(fd, False)
         if not data and source < 0:
@@ -73,11 +78,11 @@ class Capture:
     @property
     def output(self) -> dict[int, bytes]:
         """What each pipe gave, up to its limit."""
-        return {fd: b"".join(parts) for fd, parts in self._parts.items()}
+        return {fd: parts.getvalue() for fd, parts in self._parts.items()}
 
     def run(self, until: int, deadline: float | None) -> bool:
         """Copy until descriptor `until` is readable, then read what is left; False when `deadline` came first, or
-        when more was written than is wanted (`exceeded`).
+        it was stopped before.
 
         What the program's own background processes write after its end is not waited for.
         """
@@ -93,11 +98,16 @@ class Capture:
                 if fd != until and not self.move(fd):
                     poll.unregister(fd)
                     self.stop(fd)
-            if self.exceeded:
+            if self.stopped:
                 return False
             if any(fd == until for fd, _ in ready):
                 self.drain()
-                return not self.exceeded
+                return not self.stopped
+
+    @property
+    def stopped(self) -> bool:
+        """Is nothing more copied: more was written than is wanted (`exceeded`), or a copy cannot be made (`failed`)."""
+        return self.exceeded or self.failed is not None
 
     def waiting(self) -> dict[int, int]:
         """The descriptors to wait for, each with its poll(2) event."""
@@ -116,7 +126,7 @@ class Capture:
     def drain(self) -> None:
         """Read what lies in the pipes."""
         for fd in list(self._open):
-            while not self.exceeded and self._read(fd):
+            while not self.stopped and self._read(fd):
                 pass
 
     def _read(self, fd: int) -> bool | None:
@@ -129,15 +139,20 @@ class Capture:
             self._open.discard(fd)
             return False
         if fd in self._sinks:
+            name, sink = self._sinks[fd]
             left = memoryview(piece)
-            while left:
-                left = left[os.write(self._sinks[fd], left) :]
+            try:
+                while left:
+                    left = left[os.write(sink, left) :]
+            except OSError as error:
+                self.failed = self.failed or (name, error)
+                self._open.discard(fd)
+                return False
             return True
-        room = self._limits[fd] - self._sizes[fd]
+        room = self._limits[fd] - self._parts[fd].tell()
         if len(piece) > room:
             self.exceeded = True
-        self._parts[fd].append(piece[:room])
-        self._sizes[fd] += min(len(piece), room)
+        self._parts[fd].write(piece[:room])
         return True
 
     def _write(self) -> bool:
@@ -147,7 +162,11 @@ class Capture:
         """
         piece: bytes | memoryview = self._data[:CHUNK]
         if self._source >= 0:
-            piece = os.pread(self._source, CHUNK, os.lseek(self._source, 0, os.SEEK_CUR))
+            try:
+                piece = os.pread(self._source, CHUNK, os.lseek(self._source, 0, os.SEEK_CUR))
+            except OSError as error:
+                self.failed = self.failed or ("stdin", error)
+                return False
         if not piece:
             return False
         try:
@@ -169,10 +188,11 @@ class Capture:
 
     def close(self) -> None:
         self._stop_feeding()
-        for fd in self._limits:
+        held = [*self._limits, *(sink for _, sink in self._sinks.values()), self._source]
+        self._limits, self._sinks, self._source = {}, {}, -1
+        for fd in held:
             with suppress(OSError):
                 os.close(fd)
-        self._limits = {}
 
     def __enter__(self) -> Self:
         return self
@@ -201,7 +221,7 @@ class Pipes:
         """Are all three one terminal."""
         self.ours: list[int] = [-1, -1, -1]
         self.copies: dict[int, int] = {}
-        """Which of the three -> the regular file that it is copied from or to."""
+        """Which of the three -> our own descriptor of the regular file that it is copied from or to."""
         self.fed: bool = input is not None
         self._data = input.encode() if isinstance(input, str) else (input or b"")
 
@@ -270,9 +290,12 @@ class Pipes:
             return null
         if stream != PIPE:
             given = number if stream is None else stream if isinstance(stream, int) else stream.fileno()
-            if not stat.S_ISREG(os.fstat(given).st_mode):
-                return given
-            self.copies[number] = given
+            # SAFETY: a duplicate at once. The caller may close his at any time, and the number is another file's then.
+            own = linux.duplicate(given)
+            if not stat.S_ISREG(os.fstat(own).st_mode):
+                self._close.append(own)
+                return own
+            self.copies[number] = own
         reader, writer = os.pipe2(os.O_CLOEXEC)
         theirs, self.ours[number] = (reader, writer) if number == 0 else (writer, reader)
         self._close.append(theirs)
@@ -297,12 +320,13 @@ class Pipes:
         for number in ends:
             self.ours[number] = -1
         outputs = {number: fd for number, fd in ends.items() if number}
+        copies, self.copies = self.copies, {}
         return Capture(
-            {fd: limit for number, fd in outputs.items() if number not in self.copies},
+            {fd: limit for number, fd in outputs.items() if number not in copies},
             ends.get(0, -1),
             self._data,
-            source=self.copies.get(0, -1),
-            sinks={fd: self.copies[number] for number, fd in outputs.items() if number in self.copies},
+            source=copies.get(0, -1),
+            sinks={fd: (NAMES[number], copies[number]) for number, fd in outputs.items() if number in copies},
         )
 
     def results(self, capture: Capture, text: bool) -> tuple[Any, Any]:
@@ -317,6 +341,8 @@ class Pipes:
             if fd >= 0:
                 os.close(fd)
                 self.ours[number] = -1
+        while self.copies:
+            os.close(self.copies.popitem()[1])
 
 
 def decoded(data: bytes, text: bool) -> Data:

@@ -96,6 +96,22 @@ class OutputLimit(SandboxError):
         self.stderr: Any = stderr
 
 
+class CopyFailed(SandboxError):
+    """What the program wrote could not be written to the caller's file, or what it was to read not be read from it: the
+    disk is full, say. `stream` is "stdin", "stdout" or "stderr", `errno` the error, which is the cause as well.
+
+    The program has been ended, or was cut off from its streams; `stdout` and `stderr` have what was captured.
+    """
+
+    def __init__(self, args: tuple[str, ...], stream: str, error: OSError, stdout: Output, stderr: Output) -> None:
+        super().__init__(f"{args[0]}: copying {stream} failed: {error.strerror}")
+        self.cmd: tuple[str, ...] = args
+        self.stream: str = stream
+        self.errno: int | None = error.errno
+        self.stdout: Any = stdout
+        self.stderr: Any = stderr
+
+
 class OutOfMemory(SandboxGone):
     """The sandbox used more memory than its limit, and was ended."""
 

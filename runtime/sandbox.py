@@ -57,6 +57,7 @@ from nucleus_gvisor.runtime.capture import (
 from nucleus_gvisor.runtime.descriptor import Descriptor
 from nucleus_gvisor.runtime.errors import (
     CannotExec,
+    CopyFailed,
     GuestFailed,
     LifetimeExpired,
     OutOfMemory,
@@ -362,6 +363,8 @@ def ended(
     out, err = pipes.results(capture, text)
     if capture.exceeded:
         raise OutputLimit(words, max_output, out, err)
+    if capture.failed is not None:
+        raise CopyFailed(words, *capture.failed, out, err) from capture.failed[1]
     if not in_time:
         raise TimeoutExpired(list(words), timeout or 0, out, err)
     if code and (met := process.held.met()) is not None:
@@ -1118,7 +1121,7 @@ class GuestProcess(Generic[AnyStr]):
         self.stderr: IO[AnyStr] | None = None
         self.terminal: IO[bytes] | None = None
         """Our end of its terminal, where it has one; unbuffered."""
-        self._copier: threading.Thread | None = None
+        self._copier: Copier | None = None
         """Copies what gVisor cannot be given as it is: regular files."""
         self.returncode: int | None = None
         """Its exit code (128 + signal when a signal ended it); None while it runs."""
@@ -1142,8 +1145,7 @@ class GuestProcess(Generic[AnyStr]):
                 file: IO[Any] = open(fd, how)  # noqa: SIM115
                 setattr(self, name, io.TextIOWrapper(file, "utf-8", "replace", write_through=True) if text else file)
         if copier is not None:
-            until = os.dup(self.command.channel)
-            self._copier = threading.Thread(target=_copy_until, args=(copier, until), daemon=True)
+            self._copier = Copier(copier, os.dup(self.command.channel))
             self._copier.start()
 
     @property
@@ -1152,14 +1154,29 @@ class GuestProcess(Generic[AnyStr]):
         return self.returncode is None and self.command.runs(time.monotonic())
 
     def poll(self) -> int | None:
-        """`returncode`, looking whether there is one."""
-        return self._ended(time.monotonic())
+        """`returncode`, looking whether there is one; CopyFailed as `wait`."""
+        return self._finished(time.monotonic())
 
     def wait(self, timeout: float | None = None) -> int:
-        """The returncode, when the command has ended; TimeoutExpired after `timeout` seconds, with it still running."""
-        code = self._ended(deadline_of(timeout))
+        """The returncode, when the command has ended; TimeoutExpired after `timeout` seconds, with it still running.
+
+        CopyFailed when it has ended, but a file that it was given could not be written, or read, to the end.
+        """
+        code = self._finished(deadline_of(timeout))
         if code is None:
             raise TimeoutExpired(list(self.args), timeout or 0)
+        return code
+
+    def _finished(self, deadline: float | None, *captured: Any) -> int | None:
+        """`_ended`, and all that it wrote is where it belongs."""
+        code = self._ended(deadline)
+        if code is None or self._copier is None:
+            return code
+        self._copier.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        if self._copier.is_alive():
+            return None
+        if self._copier.failed is not None:
+            raise CopyFailed(self.args, *self._copier.failed, *(captured or (None, None))) from self._copier.failed[1]
         return code
 
     def _ended(self, deadline: float | None) -> int | None:
@@ -1179,9 +1196,6 @@ class GuestProcess(Generic[AnyStr]):
             return self.command.ended(time.monotonic())
         except SandboxGone as error:
             raise self._sandbox._gone(str(error)) from None
-        finally:  # it ends when the command does, and holds descriptors until then
-            if self._copier is not None:
-                self._copier.join()
 
     def communicate(
         self, input: Data | None = None, timeout: float | None = None, *, max_output: int = MAX_OUTPUT
@@ -1202,7 +1216,7 @@ class GuestProcess(Generic[AnyStr]):
                 file.close()
         with Capture({fd: max_output for fd in copies[1:] if fd >= 0}, copies[0], given) as capture:
             try:
-                in_time = capture.run(self.command.channel, deadline) and self.wait() is not None
+                in_time = capture.run(self.command.channel, deadline) and self._ended(deadline) is not None
             finally:
                 if self.returncode is None:
                     self.kill()
@@ -1212,6 +1226,8 @@ class GuestProcess(Generic[AnyStr]):
         if capture.exceeded:
             raise OutputLimit(self.args, max_output, out, err)
         if not in_time:
+            raise TimeoutExpired(list(self.args), timeout or 0, out, err)
+        if self._finished(deadline, out, err) is None:
             raise TimeoutExpired(list(self.args), timeout or 0, out, err)
         return out, err
 
@@ -1223,7 +1239,7 @@ class GuestProcess(Generic[AnyStr]):
 
     def send_signal(self, number: int) -> None:
         """Send it a signal; nothing happens once it has ended."""
-        if self.poll() is None:
+        if self._ended(time.monotonic()) is None:
             try:
                 self._sandbox.signal(number, self.pid)
             except (RunscFailed, SandboxGone):
@@ -1241,7 +1257,7 @@ class GuestProcess(Generic[AnyStr]):
         it, and when there are more than MAX_TREE of them.
         """
         try:
-            if self.poll() is None:
+            if self._ended(time.monotonic()) is None:
                 self._sandbox._end_tree(self.pid, self.alone)
                 if self._ended(time.monotonic() + PATIENCE) is None:
                     self._sandbox.kill()
@@ -1341,10 +1357,24 @@ def _clean_up_dropped(held: _Held, owner: int, name: str) -> None:
             held.clean_up()
 
 
-def _copy_until(capture: Capture, until: int) -> None:
-    with capture:
-        capture.run(until, None)
-    os.close(until)
+class Copier(threading.Thread):
+    """Copies until descriptor `until` is readable, and closes what it has then."""
+
+    def __init__(self, capture: Capture, until: int) -> None:
+        super().__init__(name="nucleus-gvisor", daemon=True)
+        self._capture, self._until = capture, until
+
+    @property
+    def failed(self) -> tuple[str, OSError] | None:
+        """The stream whose copy could not be made, and why."""
+        return self._capture.failed
+
+    def run(self) -> None:
+        try:
+            with self._capture:
+                self._capture.run(self._until, None)
+        finally:
+            os.close(self._until)
 
 
 def _memory(data: bytes) -> IO[bytes]:

@@ -36,6 +36,7 @@ ODD: Mapping[type[Error], Callable[[type[Any]], Error]] = {
     errors.CannotExec: lambda kind: kind(("nope", "\udcff"), b"not found"),
     errors.GuestFailed: lambda kind: kind(3, ("sh", "-c", "exit 3"), "out", b"err"),
     errors.TimeoutExpired: lambda kind: kind(["sleep"], 1.5, b"out", "err"),
+    errors.CopyFailed: lambda kind: kind(("cat",), "stdin", OSError(28, "No space left on device"), "out", None),
     errors.OutputLimit: lambda kind: kind(("yes",), 10, "y\n" * 5, None),
     errors.LifetimeExpired: lambda kind: kind(timeout=2, stdout="out"),
 }
