@@ -82,6 +82,7 @@ from nucleus_gvisor.runtime.options import (
     Platform,
     Program,
     StageMethod,
+    Writable,
 )
 from nucleus_gvisor.runtime.request import SandboxOptions
 from nucleus_gvisor.runtime.runsc import Release
@@ -163,6 +164,7 @@ __all__ = [
     "Unfit",
     "Unsupported",
     "Untrusted",
+    "Writable",
     "arun",
     "run",
 ]

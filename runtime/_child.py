@@ -428,6 +428,8 @@ def _attach(work: int, plan: Plan, binds: list[tuple[int, str]]) -> int:
         binds = [(skeleton, "rootfs"), *binds]
     if plan["programs"]:
         binds = [*binds, (_own_files(plan["programs"]), PROGRAMS)]
+    if plan["missing"]:
+        binds = [(_with_points(work, c, plan["missing"]) if t == "rootfs" else c, t) for c, t in binds]
     for clone, target in binds:
         onto = _target(work, target, os.fstat(clone).st_mode)
         linux.move_mount(clone, onto)
@@ -436,6 +438,25 @@ def _attach(work: int, plan: Plan, binds: list[tuple[int, str]]) -> int:
     if plan["set"]:
         return _materialise(work, plan["images"])
     return int(plan["images"]["runsc"])
+
+
+def _with_points(work: int, root: int, points: list[tuple[str, bool]]) -> int:
+    """The tree `root`, which becomes read-only, with the mount points that it lacks: runsc would make them in it."""
+    below = linux.new_tmpfs(0, mode="0755", size="1m")
+    _mount_points(below, points)
+    linux.mount_setattr(below, b"", set=linux.MOUNT_ATTR_RDONLY)
+    for name, tree in (("root", root), ("points", below)):
+        onto = _target(work, name, 0o040000)
+        linux.move_mount(tree, onto)
+        os.close(onto)
+        os.close(tree)
+    os.fchdir(work)  # so no part of a path has to be escaped
+    try:
+        return linux.new_mount(b"overlay", linux.MOUNT_ATTR_RDONLY, lowerdir="root:points")
+    except OSError as error:
+        raise Refused("points", points[0][0], error.errno or 0, str(error)) from error
+    finally:
+        os.chdir("/")
 
 
 def _target(work: int, target: str, mode: int) -> int:

@@ -199,8 +199,13 @@ def move_mount(mount: int, onto: int) -> None:
 
 
 def new_tmpfs(attributes: int, **options: str) -> int:
-    """A detached tmpfs with mount `attributes`; fsopen(2), fsconfig(2), fsmount(2), Linux 5.2."""
-    context = _syscall("fsopen", b"tmpfs", FSOPEN_CLOEXEC)
+    """A detached tmpfs with mount `attributes`."""
+    return new_mount(b"tmpfs", attributes, **options)
+
+
+def new_mount(kind: bytes, attributes: int, **options: str) -> int:
+    """A detached file system of `kind` with mount `attributes`; fsopen(2), fsconfig(2), fsmount(2), Linux 5.2."""
+    context = _syscall("fsopen", kind, FSOPEN_CLOEXEC)
     try:
         for key, value in options.items():
             _syscall("fsconfig", context, FSCONFIG_SET_STRING, key.encode(), value.encode(), 0)

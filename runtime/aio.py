@@ -376,6 +376,11 @@ class AsyncSandbox:
         return self._box.achieved_limits
 
     @property
+    def achieved_root(self) -> str:
+        """What the guest's root is: `read-only`, or where its writes go (`Writable`)."""
+        return self._box.achieved_root
+
+    @property
     def closed(self) -> bool:
         """Has it ended, by `close` or by itself."""
         return self._box.closed

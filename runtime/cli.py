@@ -25,6 +25,7 @@ from nucleus_gvisor.runtime.options import (
     NetworkMode,
     Platform,
     StageMethod,
+    Writable,
 )
 from nucleus_gvisor.runtime.request import user_of
 from nucleus_gvisor.runtime.sandbox import Sandbox, limited
@@ -197,7 +198,8 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
     root = parser.add_mutually_exclusive_group()
     root.add_argument("--bundle", metavar="DIR", type=Path, help="run this OCI bundle; it brings its own command")
     root.add_argument("--rootfs", metavar="DIR", type=Path, help="the guest's root (default: the host's programs)")
-    add("--writable", action="store_true", help="let the guest write to --rootfs")
+    add("--writable", nargs="?", const="memory", choices=[str(w) for w in Writable], help="let the guest write to its "
+        "root: to memory (default), or to the directory itself; also what a bundle's writable root means")  # fmt: skip
     add("--platform", choices=[str(p) for p in Platform], default="auto", help="gVisor platform (default: auto)")
     add("--network", choices=[str(n) for n in NetworkMode], default="none", help="network (default: none)")
     add("--rootless", action="store_true", help="pass runsc --rootless (it is passed where it is needed)")
@@ -232,6 +234,7 @@ def options_of(given: argparse.Namespace) -> GVisorOciRunOptions:
         enforcement=given.enforcement,
         stage=given.stage,
         pin=given.pin,
+        writable=given.writable or Writable.MEMORY,
         artifact_base=given.artifact_base,
         record=given.record,
         allow_hooks=given.allow_hooks,
@@ -256,7 +259,7 @@ def bundle_of(given: argparse.Namespace) -> OciBundle | Path:
     return OciBundle.build(
         words,
         rootfs=None if given.rootfs is None else _absolute(given.rootfs),
-        readonly=not given.writable,
+        readonly=given.writable is None,
         mounts=given.mount,
         env=_environment(given.env),
         cwd=given.cwd,
@@ -364,7 +367,7 @@ def _sandbox_of(given: argparse.Namespace) -> Sandbox:
         given.mount,
         given.cwd,
         rootfs=None if given.rootfs is None else _absolute(given.rootfs),
-        writable=given.writable,
+        writable=given.writable or False,
         user=_user(given.user),
         hostname=given.hostname,
         memory=limits.memory,
@@ -459,6 +462,7 @@ def _report(
         record,
         exit=code,
         pid=None if process is None else process.pid,
+        root=None if process is None else process.achieved_root,
         limits=None if process is None else process.achieved_limits,
         limit=None if process is None else process.held.met(),
         error=None if error is None else error.as_dict(),

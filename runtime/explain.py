@@ -214,7 +214,7 @@ class _Dry(Launch):
                 allow_hooks=self.options.allow_hooks,
                 allow_flag_annotations=self.options.allow_flag_annotations,
             )
-        self._guest = guest = prepare.look_at_bundle(bundle)
+        self._guest = guest = self._look_at(bundle)
         for source in guest.sources:
             how = "read-only" if source.readonly else "writable"
             self._say(
@@ -379,8 +379,9 @@ class _Dry(Launch):
 
     def _command_with(self, platform: str) -> tuple[list[bytes], dict[bytes, bytes]]:
         chosen = platform if self.options.platform is Platform.AUTO else self.options.platform.value
-        # No child: `_command` reads the platform only.
-        self.confined = confine.Confined(Supervisor.__new__(Supervisor), {}, None, chosen, False)
+        # No child: `_command` reads the platform and the flags only; no release in use lacks the one it asks for.
+        release = runsc.Release("", "", (), "", {"overlay2": ""}) if self.options.program is Program.RUNSC else None
+        self.confined = confine.Confined(Supervisor.__new__(Supervisor), {}, release, chosen, False)
         try:
             return self._command()
         finally:

@@ -76,6 +76,8 @@ class SandboxProcess:
         """The arguments that runsc was given."""
         self.release: runsc.Release | None = launch.confined.release
         """What runsc says of itself."""
+        self.achieved_root = launch.root
+        """What the guest's root is: `read-only`, or where its writes go (`Writable`)."""
         self.record: Record = launch.record
         """What the launch left in writing."""
         self.returncode: int | None = None

@@ -330,11 +330,15 @@ class Launch:
                 allow_hooks=self.options.allow_hooks,
                 allow_flag_annotations=self.options.allow_flag_annotations,
             )
-        self._guest = prepare.look_at_bundle(bundle)
+        self._guest = self._look_at(bundle)
         self._judge_network(bundle)
         if self._checkpoint is not None:
             # SAFETY: runsc opens it by path, later; what is on it can be changed by root and the caller alone.
             self._image = image.judged(self._checkpoint)
+
+    def _look_at(self, bundle: OciBundle) -> prepare.Guest:
+        own = [] if self._programs is None else [self._programs.target]
+        return prepare.look_at_bundle(bundle, self.options.writable, *own)
 
     def _judge_network(self, bundle: OciBundle) -> None:
         """A sandbox network needs a namespace of its own: made by mount-locked, or named by the bundle otherwise."""
@@ -372,6 +376,7 @@ class Launch:
             "directory": os.fsdecode(place.path).encode("utf-8", "backslashreplace").decode(),
             "bundle": None if bundle.bundle_path is None else repr(os.fspath(bundle.bundle_path))[1:-1],
             "sources": len(self._guest.sources),
+            "root": self._guest.root,
         }
 
     def _open_record(self, place: Place) -> None:
@@ -417,6 +422,8 @@ class Launch:
             self._laid_out = True
         key = " ".join(f"{name}={digest}" for name, digest in sorted(self._staged.digests.items()))
         self.confined = confine.start(self._plan, key, self.options, fresh=self._fresh)
+        if self.confined.release is not None and self._guest is not None:
+            runsc.overlay(self.confined.release, self._guest.writable)
         if self._checkpoint is not None and self.confined.release is not None:
             runsc.judge_restore(self.confined.release, self.options, rootless=self.confined.rootless)
 
@@ -428,6 +435,9 @@ class Launch:
             raise Unsupported(
                 "the set is staged on a tmpfs that only mount-locked makes", step="Confine", hint="--stage copy"
             )
+        if guest.missing and not locked:  # there is no other tree than the caller's to make them in
+            target, is_directory = guest.missing[0]
+            raise prepare.no_place(target, guest.sources[0].path, os.fsencode(target), is_directory)
         path = os.fsdecode(place.path)
         roots = {source.target: os.fsdecode(source.path) for source in guest.sources}
         if locked or guest.skeleton is not None:
@@ -449,7 +459,8 @@ class Launch:
             place=place.path,
             place_identity=file_id(os.fstat(place.directory)),
             binds=[(s.path, s.identity, s.target, s.readonly, s.recursive) for s in guest.sources],
-            skeleton=None if guest.skeleton is None else [*guest.skeleton, *self._programs_place()],
+            skeleton=None if guest.skeleton is None else list(guest.skeleton),
+            missing=list(guest.missing),
             config=self._with_programs(
                 guest.bundle.private_config(
                     roots["rootfs"],
@@ -465,9 +476,6 @@ class Launch:
             attendant=self._attendant,
             programs={} if self._programs is None else self._programs.files,
         )
-
-    def _programs_place(self) -> list[tuple[str, bool]]:
-        return [] if self._programs is None else [(self._programs.target, True)]
 
     def _with_programs(self, config: bytes, source: str) -> bytes:
         """The private config.json with our own programs in it, which no bundle can name: they are made by the child."""
@@ -497,8 +505,9 @@ class Launch:
 
     def _command(self) -> tuple[list[bytes], dict[bytes, bytes]]:
         """The image's argument vector and environment."""
-        assert self.place is not None and self.confined is not None
+        assert self.place is not None and self.confined is not None and self._guest is not None
         path = self.place.path
+        release = self.confined.release
         locked = self._plan["confinement"] == Confinement.MOUNT_LOCKED.value
         argv = runsc.run_arguments(
             self.container_id,
@@ -509,6 +518,7 @@ class Launch:
             rootless=self.confined.rootless or None,
             # In a user namespace of its own the supervisor is not the host's root: its cgroups are not its to make.
             ignore_cgroups=True if locked else None,
+            overlay=None if release is None else runsc.overlay(release, self._guest.writable),
             image=self._image or None,
         )
         return argv, runsc.environment(path + b"/runtime")
@@ -552,7 +562,7 @@ class Launch:
         assert self._judged is not None and self._identity is not None
         self.place = prepare.take_place(self.container_id, self.options.artifact_base, self._identity)
         assert isinstance(self._bundle, OciBundle)
-        self._guest = prepare.look_at_bundle(self._bundle)
+        self._guest = self._look_at(self._bundle)
         self.place.make()
         self._look_stage()
         self._stage(self._begin())
@@ -567,6 +577,12 @@ class Launch:
             self._unwind()
         finally:
             self._ledger.release()
+
+    @property
+    def root(self) -> str:
+        """What the guest's root is: `read-only`, or where its writes go."""
+        assert self._guest is not None
+        return self._guest.root
 
     def release(self) -> None:
         """Close what only the launch needed, once the child runs."""

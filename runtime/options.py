@@ -68,6 +68,27 @@ class Enforcement(StrEnum):
     """No confinement is tried."""
 
 
+class Writable(StrEnum):
+    """Where the guest's writes go when its root may be written."""
+
+    MEMORY = "memory"
+    """To a layer of that sandbox alone, in its memory; gone with it."""
+    HOST = "host"
+    """To the directory itself, which is refused where others can write it too."""
+
+    @classmethod
+    def asked(cls, value: object) -> "Writable | None":
+        """What a caller's `writable` means: None for False, MEMORY for True, else the name; BadArgument."""
+        if isinstance(value, bool):
+            return cls.MEMORY if value else None
+        try:
+            return cls(value)  # type: ignore[arg-type]
+        except ValueError:
+            raise BadArgument(
+                "writable refused", step="Resolve", observed=repr(value)[:120], expected=f"a bool, {', '.join(cls)}"
+            ) from None
+
+
 class Program(StrEnum):
     """What the supervisor is."""
 
@@ -122,6 +143,8 @@ class GVisorOciRunOptions:
     program: Program = Program.RUNSC
     pin: str | None = None
     """SHA-256 of the runsc that may run, in hex."""
+    writable: Writable = Writable.MEMORY
+    """Where writes to the guest's root go, when it may be written: when the bundle's root.readonly is not true."""
     artifact_base: Path | None = None
     """Where the launch keeps its directories; see `nucleus_gvisor.runtime.paths.artifact_base`."""
     record: Path | None = None
@@ -139,6 +162,7 @@ class GVisorOciRunOptions:
             ("enforcement", Enforcement),
             ("stage", StageMethod),
             ("program", Program),
+            ("writable", Writable),
         ):
             try:
                 object.__setattr__(self, name, kind(getattr(self, name)))

@@ -405,6 +405,9 @@ class _Os:
     def chdir(self, path: str) -> None:
         self._r.note("chdir", path)
 
+    def fchdir(self, fd: int) -> None:
+        self._r.note("fchdir", self._r.fds.known[fd].name, "so no part of a path has to be escaped")
+
     def getppid(self) -> int:
         return int(self._r.plan["parent"])
 
@@ -442,6 +445,7 @@ _WHY = (
     ("open_tree", "/proc", "the kernel's own settings"),
     ("open_tree", "", "before the host's mounts lose execution"),
     ("move_mount", "/proc/sys/net/core", "older releases take this for the host's network namespace"),
+    ("fsopen", "overlay", "the mount points that the rootfs lacks lie below it, so that none is made in it"),
     ("fsopen", "", "reached by descriptor only, until it is attached"),
     ("write", "setgroups", "without CAP_SETGID outside, gid_map cannot be written before"),
     ("write", "uid_map", "root inside is the caller outside, and no other id exists"),

@@ -16,7 +16,14 @@ from typing import Any, Protocol, TypedDict, runtime_checkable
 from nucleus_gvisor.runtime.bundle import DEFAULT_ENV, HostPath, Mount, MountType, OciBundle
 from nucleus_gvisor.runtime.gvisor import GVisorRuntime
 from nucleus_gvisor.runtime.limits import Limits
-from nucleus_gvisor.runtime.options import Confinement, Enforcement, GVisorOciRunOptions, NetworkMode, Platform
+from nucleus_gvisor.runtime.options import (
+    Confinement,
+    Enforcement,
+    GVisorOciRunOptions,
+    NetworkMode,
+    Platform,
+    Writable,
+)
 
 Environment = Mapping[str, str] | Sequence[str]
 """Variables by name, or a list of NAME=VALUE."""
@@ -47,7 +54,7 @@ class OwnOptions(TypedDict, total=False):
     """The keyword arguments of `Sandbox` that Google's package has not; `request` has their defaults."""
 
     rootfs: HostPath | None
-    writable: bool
+    writable: bool | str
     user: User
     hostname: str
     rlimits: Mapping[str, int | tuple[int, int]] | None
@@ -121,7 +128,7 @@ def request(
     working_dir: str = "/",
     *,
     rootfs: HostPath | None = None,
-    writable: bool = False,
+    writable: bool | str = False,
     user: User = 0,
     hostname: str = "gvisor",
     rlimits: Mapping[str, int | tuple[int, int]] | None = None,
@@ -138,12 +145,13 @@ def request(
     record: HostPath | None = None,
 ) -> Request:
     """Judge the arguments that `Sandbox` documents."""
+    where = Writable.asked(writable)
     how = {
         "rootfs": rootfs,
         "mounts": _mounts(mounts),
         "hostname": hostname,
         "rlimits": rlimits,
-        "readonly": not writable,
+        "readonly": where is None,
     }
     options = GVisorOciRunOptions(
         network_mode=network_mode(network),
@@ -151,6 +159,7 @@ def request(
         confinement=confinement,  # type: ignore[arg-type]
         enforcement=enforcement,  # type: ignore[arg-type]
         pin=pin,
+        writable=where or Writable.MEMORY,
         artifact_base=None if runtime_dir is None else Path(os.path.abspath(os.fsdecode(runtime_dir))),
         record=None if record is None else Path(os.fsdecode(record)),
     )

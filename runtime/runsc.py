@@ -3,11 +3,11 @@
 import os
 import re
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from nucleus_gvisor.model.errors import NotRunsc, Unsupported
-from nucleus_gvisor.runtime.options import GVisorOciRunOptions, NetworkMode, Platform
+from nucleus_gvisor.runtime.options import GVisorOciRunOptions, NetworkMode, Platform, Writable
 
 SAFE_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 QUESTIONS = ([b"runsc", b"--version"], [b"runsc", b"flags"])
@@ -19,6 +19,7 @@ VERBS = (b"run", b"restore")
 
 _VERSION = re.compile(r"runsc version (?:release-)?(?:0\.0~)?(\S+)")
 _DATE = re.compile(r"\d{8}")
+_FLAG = re.compile(r"^  -(\S+).*\n((?:    .*\n?)*)", re.MULTILINE)
 _PLATFORM = re.compile(r"-platform \w+\n\s+specifies which platform to use: (.*?)\. \(default \"(\w+)\"\)", re.DOTALL)
 
 
@@ -32,6 +33,8 @@ class Release:
     """All that `--version` prints, stripped."""
     platforms: tuple[str, ...]
     default_platform: str
+    flags: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """Its flags, and what it says of each."""
 
     @property
     def date(self) -> int | None:
@@ -61,13 +64,14 @@ def run_arguments(
     platform: str,
     rootless: bool | None = None,
     ignore_cgroups: bool | None = None,
+    overlay: str | None = None,
     image: bytes | None = None,
     program: bytes = b"runsc",
 ) -> list[bytes]:
     """runsc's argument vector, in the reference's order: global flags before the subcommand (gvisor.rs:918).
 
-    `rootless` and `ignore_cgroups` default to what the options ask for. With `image` a checkpoint is restored, from
-    that directory.
+    `rootless` and `ignore_cgroups` default to what the options ask for; `overlay` is from `overlay`. With `image` a
+    checkpoint is restored, from that directory.
     """
     arguments = [program, b"--root", root]
     if options.runsc_rootless if rootless is None else rootless:
@@ -80,6 +84,7 @@ def run_arguments(
         options.network_mode.value.encode(),
         b"--platform",
         platform.encode(),
+        *(() if overlay is None else (b"--overlay2", overlay.encode())),
         *((b"run",) if image is None else (b"restore", b"--image-path", image)),
         b"--bundle",
         bundle,
@@ -113,7 +118,7 @@ def after_flags(command: Sequence[bytes]) -> int:
 
 def read_answers(answers: list[tuple[int, bytes]]) -> Release:
     """The release that gave `answers` to QUESTIONS; NotRunsc when they are not those of a runsc."""
-    (status, version), (_, flags), *_ = answers
+    (status, version), (_, listed), *_ = answers
     match = _VERSION.match(version.decode("utf-8", "replace"))
     if status != 0 or match is None:
         raise NotRunsc(
@@ -122,7 +127,9 @@ def read_answers(answers: list[tuple[int, bytes]]) -> Release:
             observed=f"--version: wait status {status}, {version[:120]!r}",
             expected="runsc version ...",
         )
-    return Release(match[1], version.decode("utf-8", "replace").strip(), *_platforms(flags.decode("utf-8", "replace")))
+    text = listed.decode("utf-8", "replace")
+    flags = {flag: " ".join(says.split()) for flag, says in _FLAG.findall(text)}
+    return Release(match[1], version.decode("utf-8", "replace").strip(), *_platforms(text), flags)
 
 
 def _platforms(flags: str) -> tuple[tuple[str, ...], str]:
@@ -173,6 +180,25 @@ def _require_kvm() -> None:
             expected="a KVM device",
             hint="--platform auto",
         )
+
+
+def overlay(release: Release, writable: Writable | None) -> str | None:
+    """The value for --overlay2, which is passed whatever the release's default, for it changed; None where there is no
+    such flag, and so nothing but what it would have to ask for. Unsupported where the release lacks what is asked for.
+
+    `writable` is None for a root that is read-only.
+    """
+    if "overlay2" not in release.flags:
+        if writable is Writable.MEMORY:
+            raise Unsupported(
+                "this runsc cannot keep a guest's writes in memory",
+                step="Confine",
+                observed=f"release {release.version} without --overlay2",
+                expected="release 20221107 or later",
+                hint="use a newer runsc, or leave the root read-only",
+            )
+        return None
+    return "root:memory" if writable is Writable.MEMORY else "none"
 
 
 def judge_network(release: Release, options: GVisorOciRunOptions, *, rootless: bool) -> None:

@@ -38,7 +38,7 @@ from dataclasses import FrozenInstanceError, dataclass
 from pathlib import Path
 from typing import IO, Any, AnyStr, Generic, Literal, NoReturn, Self, TypedDict, TypeVar, Unpack, overload
 
-from nucleus_gvisor.model.errors import BadBundle, shown
+from nucleus_gvisor.model.errors import shown
 from nucleus_gvisor.runtime import guest, image, runsc
 from nucleus_gvisor.runtime.attendant import PATIENCE, Attendant, Command
 from nucleus_gvisor.runtime.audit import Record
@@ -72,7 +72,7 @@ from nucleus_gvisor.runtime.errors import (
 from nucleus_gvisor.runtime.gvisor import GVisorRuntime, SandboxProcess
 from nucleus_gvisor.runtime.launch import Programs
 from nucleus_gvisor.runtime.limits import MEMORY, PIDS_LIMIT, Limits
-from nucleus_gvisor.runtime.options import Confinement, GVisorOciRunOptions, NetworkMode
+from nucleus_gvisor.runtime.options import Confinement, Enforcement, GVisorOciRunOptions, NetworkMode, Writable
 from nucleus_gvisor.runtime.request import (
     AnyMount,
     Environment,
@@ -168,6 +168,8 @@ class CompletedRun(Completed[Wrote]):
     """The confinement that was achieved and proved."""
     achieved_limits: Mapping[str, str]
     """Each limit that was asked for, and who enforces it (`limits`)."""
+    achieved_root: str
+    """What the guest's root was: `read-only`, or where its writes went (`Writable`)."""
 
     def __new__(
         cls,
@@ -178,13 +180,16 @@ class CompletedRun(Completed[Wrote]):
         record: Record,
         achieved: str,
         achieved_limits: Mapping[str, str],
+        achieved_root: str,
     ) -> Self:
         self = super().__new__(cls, args, returncode, stdout, stderr)
-        vars(self).update(record=record, achieved=achieved, achieved_limits=achieved_limits)
+        vars(self).update(
+            record=record, achieved=achieved, achieved_limits=achieved_limits, achieved_root=achieved_root
+        )
         return self
 
     def __getnewargs__(self) -> tuple[Any, ...]:
-        return *super().__getnewargs__(), self.record, self.achieved, self.achieved_limits
+        return *super().__getnewargs__(), self.record, self.achieved, self.achieved_limits, self.achieved_root
 
 
 # ---- run ----
@@ -371,7 +376,7 @@ def ended(
         raise _limit_met(met, process.held.limits, out, err)
     returncode = code if code >= 0 else 128 - code
     done: CompletedRun[Any] = CompletedRun(
-        words, returncode, out, err, process.record, process.achieved, process.achieved_limits
+        words, returncode, out, err, process.record, process.achieved, process.achieved_limits, process.achieved_root
     )
     if check:
         done.check_returncode()
@@ -454,13 +459,15 @@ class Sandbox:
         `readonly`, which are writable unless they say otherwise.
     working_dir: where commands start; taken from the guest's root.
 
-    And ours: `rootfs`, the guest's root on the host (the host's own programs, read-only, without it) and `writable`,
-    may it be written; `user` of the guest's processes, as UID, (UID, GID) or "UID:GID"; `hostname`; `rlimits` as in
-    `OciBundle.build`; `runsc`, the binary to use, and `pin`, its SHA-256; `platform`, `confinement`, `enforcement` and
-    `record` as in `GVisorOciRunOptions`; and limits of the whole sandbox, as in `Limits`: `memory` in bytes, `cpus`,
-    `pids`, `lifetime` in seconds, and `limits`, "required" or "best_effort". Who enforces which is in
-    `achieved_limits`; a sandbox that meets one ends, and what was done in it then raises OutOfMemory, TooManyProcesses
-    or LifetimeExpired, each a SandboxGone.
+    And ours: `rootfs`, the guest's root on the host (the host's own programs, read-only, without it), and `writable`,
+    may the guest write to its root: False, "memory" or True (to a layer of this sandbox alone, which is gone with it),
+    or "host" (to `rootfs` itself, refused where others can write it). Nothing of ours is ever made in it. `user` of the
+    guest's processes, as UID, (UID, GID) or "UID:GID"; `hostname`; `rlimits` as in `OciBundle.build`; `runsc`, the
+    binary to use, and `pin`, its SHA-256; `platform`, `confinement`, `enforcement` and `record` as in
+    `GVisorOciRunOptions`; and limits of the whole sandbox, as in `Limits`: `memory` in bytes, `cpus`, `pids`,
+    `lifetime` in seconds, and `limits`, "required" or "best_effort". Who enforces which is in `achieved_limits`; a
+    sandbox that meets one ends, and what was done in it then raises OutOfMemory, TooManyProcesses or LifetimeExpired,
+    each a SandboxGone.
 
     `service` is a program, by its absolute path in the guest, and its arguments: the guest's init starts it as the
     sandbox's own, with its user, variables and directory, and with /dev/null for streams. A checkpoint keeps it.
@@ -492,7 +499,7 @@ class Sandbox:
         self._owner = os.getpid()
         self._paused = False
         self._commands = weakref.WeakValueDictionary[int, GuestProcess[Any]]()
-        place = _place_for_programs(own.get("rootfs"), own.get("writable", False))
+        place = _place_for_programs(self._request)
         self._program = f"{place}/{guest.NAME}"
         self._attendant = Attendant()
         self._held = _Held(self._attendant)
@@ -626,6 +633,11 @@ class Sandbox:
     def achieved_limits(self) -> Mapping[str, str]:
         """Each limit that was asked for, and who enforces it (`limits`)."""
         return self._process.achieved_limits
+
+    @property
+    def achieved_root(self) -> str:
+        """What the guest's root is: `read-only`, or where its writes go (`Writable`)."""
+        return self._process.achieved_root
 
     @property
     def closed(self) -> bool:
@@ -1282,29 +1294,30 @@ class GuestProcess(Generic[AnyStr]):
         return f"<GuestProcess {list(self.args)} pid={self.pid} returncode={self.returncode}>"
 
 
-def _place_for_programs(rootfs: HostPath | None, writable: bool) -> str:
-    """Where the guest sees our program. A read-only root must have a place for it: an empty directory does."""
-    if rootfs is None or writable:
+def _place_for_programs(asked: Request) -> str:
+    """Where the guest sees our program: a directory of its own, or, so that none has to be made, an empty one.
+
+    Nothing is made in a rootfs: only a launch that is locked can have the guest see a directory which is not there.
+    """
+    rootfs, options = asked.how["rootfs"], asked.options
+    writable = None if asked.how["readonly"] else options.writable
+    made = writable is not Writable.HOST and (options.confinement, options.enforcement) == (
+        Confinement.MOUNT_LOCKED,
+        Enforcement.REQUIRED,
+    )
+    if rootfs is None or (made and writable is not None):  # what an empty directory is covered with cannot be written
         return guest.DIRECTORY
     root = os.fsdecode(rootfs)
-    with suppress(OSError):
-        names = sorted(name for name in os.listdir(root) if f"/{name}" not in ("/proc", "/dev", "/sys", "/tmp"))
-        for name in [guest.DIRECTORY[1:], *names]:
-            path = os.path.join(root, name)
-            if (
-                os.path.isdir(path)
-                and not os.path.islink(path)
-                and (f"/{name}" == guest.DIRECTORY or not os.listdir(path))
-            ):
+    names = [guest.DIRECTORY[1:], "mnt", "media", "srv"]
+    if writable is None:
+        with suppress(OSError):  # the launch says what is wrong with it
+            names += sorted(name for name in os.listdir(root) if f"/{name}" not in ("/proc", "/dev", "/sys", "/tmp"))
+    for name in names:
+        path = os.path.join(root, name)
+        with suppress(OSError):
+            if not os.path.islink(path) and (not os.listdir(path) or f"/{name}" == guest.DIRECTORY):
                 return f"/{name}"
-    raise BadBundle(
-        "our program has no place in the read-only rootfs",
-        step="Prepare",
-        path=os.path.join(root, guest.DIRECTORY[1:]),
-        observed="missing, and there is no empty directory",
-        expected="a directory to mount over",
-        hint="make it in the rootfs, or let the rootfs be writable",
-    )
+    return guest.DIRECTORY
 
 
 def _descendants(processes: list[Process], roots: list[int]) -> list[int]:

@@ -152,6 +152,15 @@ def _refusal(child: Supervisor, plan: Mapping[str, Any], word: str, rest: list[A
             observed=text,
             hint="copy it to a file system that is not mounted noexec or nosuid",
         )
+    if kind == "points":
+        return StepFailed(
+            "a mount has no place in the rootfs, and none can be made beside it",
+            step="Confine",
+            path=what,
+            observed=f"missing, and overlayfs: {text}",
+            expected="Linux 5.11 with overlayfs, or the mount point",
+            hint="make it in the rootfs",
+        )
     if kind == "defect":
         return StepFailed("the child failed", step="Confine", observed=text)
     hint = "see `nucleus-gvisor doctor`"
@@ -177,6 +186,7 @@ def plan(
     place_identity: tuple[int, int],
     binds: list[tuple[bytes, tuple[int, int], str, bool, bool]],
     skeleton: list[tuple[str, bool]] | None,
+    missing: list[tuple[str, bool]],
     config: bytes,
     allow: list[tuple[bytes, tuple[int, int]]],
     stdio: tuple[int, int, int],
@@ -194,6 +204,7 @@ def plan(
         "place_identity": place_identity,
         "binds": binds,
         "skeleton": skeleton,
+        "missing": missing,
         "config": config,
         "network": options.network_mode is NetworkMode.SANDBOX,
         "allow": allow,

@@ -3,18 +3,30 @@
 import os
 import stat
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
-from nucleus_gvisor.model.errors import BadBundle
+from nucleus_gvisor.model.errors import BadBundle, LaunchError, Refused
+from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime import cleanup
 from nucleus_gvisor.runtime.bundle import OciBundle
 from nucleus_gvisor.runtime.cleanup import Place, state_component
 from nucleus_gvisor.runtime.identity import Identity
-from nucleus_gvisor.runtime.paths import FileId, artifact_base, enter, file_id, open_private
+from nucleus_gvisor.runtime.options import Writable
+from nucleus_gvisor.runtime.paths import (
+    MAX_LINKS,
+    FileId,
+    Walk,
+    artifact_base,
+    described,
+    enter,
+    file_id,
+    judge_owner,
+    open_private,
+)
 
 RECORDS = "records"
+SENTRYS = ("/proc", "/sys", "/dev", "/tmp")
+"""What runsc mounts in every guest."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,15 @@ class Guest:
     """Index of a bind in the bundle's mounts -> its source's target."""
     skeleton: tuple[tuple[str, bool], ...] | None
     """Mount points (path, is it a directory) of the empty root that is made when the bundle has none of its own."""
+    missing: tuple[tuple[str, bool], ...]
+    """Mount points that runsc would make in the bundle's own root, which is to stay as it is."""
+    writable: Writable | None
+    """Where writes to the root go; None when it is read-only."""
+
+    @property
+    def root(self) -> str:
+        """The same in a word, for records and callers."""
+        return "read-only" if self.writable is None else self.writable.value
 
 
 def take_place(container_id: str, explicit: os.PathLike[str] | None, identity: Identity) -> Place:
@@ -65,31 +86,117 @@ def records(place: Place) -> int:
     return enter(place.base, RECORDS.encode(), place.base_path + b"/" + RECORDS.encode(), create=True)
 
 
-def look_at_bundle(bundle: OciBundle) -> Guest:
+def look_at_bundle(bundle: OciBundle, writable: Writable = Writable.MEMORY, *own: str) -> Guest:
     """The bundle with every host path in it resolved once and identified; BadBundle for one that is not there.
 
-    Spec: GVisorRuntime!Prepare.
+    `writable` says what a root that is not read-only means, `own` where directories of ours are mounted beside the
+    bundle's mounts. Spec: GVisorRuntime!Prepare.
     """
     sources: list[Source] = []
     config = bundle.config
-    readonly = bool(config["root"].get("readonly", False))
+    _judge_annotations(config.get("annotations") or {})
+    how = None if config["root"].get("readonly", False) else writable
     if bundle.rootfs is not None:
-        root = _source(os.fsencode(bundle.rootfs), "rootfs", readonly, True)
+        # Read-only whatever the guest may write: what is kept elsewhere never reaches the directory.
+        root = _source(os.fsencode(bundle.rootfs), "rootfs", how is not Writable.HOST, True)
         if not root.is_directory:
             raise BadBundle("rootfs is not a directory", step="Prepare", path=root.path)
         sources.append(root)
+    if how is Writable.HOST:
+        _judge_written(sources[0].path if sources else None)
     binds: dict[int, str] = {}
     for bind in bundle.binds():
         target = f"mnt/{len(binds)}"
         sources.append(_source(bind.source, target, bind.readonly, bind.recursive))
         binds[bind.index] = target
-    guest = Guest(bundle, tuple(sources), binds, None)
-    points = _mount_points(config, guest)
+    by_target = {source.target: source for source in sources}
+    points = [
+        _Point(str(mount["destination"]), by_target.get(binds.get(index, "")))
+        for index, mount in enumerate(config.get("mounts") or [])
+    ]
+    cwd = str(config["process"]["cwd"])
     if bundle.rootfs is None:
-        return Guest(bundle, tuple(sources), binds, points)
-    if readonly:
-        _judge_mount_points(sources[0].path, points)
-    return guest
+        places = [(point.target, point.is_directory) for point in points]
+        places += [(target, True) for target in (*own, cwd) if target.strip("/.")]
+        _missing(None, how, points, own, cwd)
+        return Guest(bundle, tuple(sources), binds, tuple(places), (), how)
+    return Guest(bundle, tuple(sources), binds, None, _missing(sources[0], how, points, own, cwd), how)
+
+
+@dataclass(frozen=True)
+class _Point:
+    """Where something is mounted in the guest, and the host's source of it; None for what the sentry has itself."""
+
+    target: str
+    source: Source | None
+
+    @property
+    def is_directory(self) -> bool:
+        return self.source is None or self.source.is_directory
+
+    def has(self, target: str) -> bool:
+        return target.startswith(self.target.rstrip("/") + "/")
+
+
+def _judge_annotations(annotations: Mapping[str, str]) -> None:
+    """Refused for what would have runsc keep writes elsewhere than was asked for, however flags are allowed."""
+    for name in annotations:
+        if name in ("dev.gvisor.flag.overlay", "dev.gvisor.flag.overlay2"):
+            raise Refused(
+                f"annotation {name} refused",
+                step="Prepare",
+                observed=annotations[name],
+                expected="no such annotation: what a writable root means is an option of the launch",
+                hint="writable= or --writable",
+            )
+
+
+def _judge_written(rootfs: bytes | None) -> None:
+    """BadBundle unless root and the caller alone can write the directory that the guest is to write."""
+    if rootfs is None:
+        raise BadBundle(
+            "the guest's root is none of the host's directories, and cannot be written there",
+            step="Prepare",
+            observed="writable: host, and no rootfs",
+            expected="a rootfs",
+            hint="give a rootfs, or let its writes go to memory",
+        )
+    identity = Identity.current()
+    try:
+        found = Walk(identity).to(rootfs)
+    except LaunchError as error:
+        raise BadBundle(
+            "others can change the rootfs that the guest is to write",
+            step="Prepare",
+            path=error.path or rootfs,
+            observed=error.observed,
+            expected=error.expected,
+            hint="let its writes go to memory, or move it to a directory that only you can write",
+        ) from error
+    linux.close(found.parent)
+    # SAFETY: by path, for nobody but root and the caller can change where it leads; the child compares what it opens.
+    status = os.stat(rootfs, follow_symlinks=False)
+    if not judge_owner(status, identity) or status.st_mode & 0o022:
+        raise BadBundle(
+            "others can write the rootfs that the guest is to write",
+            step="Prepare",
+            path=rootfs,
+            observed=described(status),
+            expected=f"owner root or uid {identity.uid}, not writable by group or others",
+            hint="let its writes go to memory, or use a copy of your own",
+        )
+
+
+def no_place(target: str, directory: bytes, place: bytes, is_directory: bool) -> BadBundle:
+    """The error for a place of the guest that runsc would have to make in the caller's directory."""
+    return BadBundle(
+        f"{target} of the guest has no place in the host's directory",
+        step="Prepare",
+        path=os.path.join(directory, place.lstrip(b"/")),
+        observed="missing",
+        expected=f"a {'directory' if is_directory else 'file'}: nothing is made in a directory of the caller's",
+        hint="make it there",
+    )
 
 
 def _source(path: bytes, target: str, readonly: bool, recursive: bool) -> Source:
@@ -108,29 +215,80 @@ def _source(path: bytes, target: str, readonly: bool, recursive: bool) -> Source
     return Source(real, file_id(status), target, readonly, recursive and is_directory, is_directory)
 
 
-def _mount_points(config: Mapping[str, Any], guest: Guest) -> tuple[tuple[str, bool], ...]:
-    by_target = {source.target: source for source in guest.sources}
-    points = []
-    for index, mount in enumerate(config.get("mounts") or []):
-        target = guest.binds.get(index)
-        points.append((str(mount["destination"]), target is None or by_target[target].is_directory))
-    return tuple(points)
+def _missing(
+    root: Source | None, how: Writable | None, points: list[_Point], own: tuple[str, ...], cwd: str
+) -> tuple[tuple[str, bool], ...]:
+    """The places, without links, that runsc would make in the bundle's own root. BadBundle for one that it would make
+    in another directory of the host's, or where the guest writes to the root itself.
 
-
-def _judge_mount_points(rootfs: bytes, points: tuple[tuple[str, bool], ...]) -> None:
-    """A read-only root has to have every mount point: runsc cannot make one there, and says so late and badly."""
-    for point, _ in points:
-        if point in ("/proc", "/dev", "/sys", "/tmp") or point.startswith(("/dev/", "/proc/")):
-            continue  # the sentry mounts these itself, over directories that it makes up
-        here = os.path.join(rootfs, os.fsencode(point.lstrip("/")))
-        with suppress(OSError):
-            os.stat(here)
+    The gofer makes a place for each bind, and the working directory, in what is bound around it; the sentry makes one
+    for what it mounts itself, where it can write, and else makes it up.
+    """
+    by_gofer = [(p.target, p.is_directory) for p in points if p.source is not None]
+    by_gofer += [(target, True) for target in (*own, cwd) if target.strip("/.")]
+    by_sentry = [p.target for p in points if p.source is None]
+    if how is Writable.HOST:  # what it mounts in any case, boot/vfs.go
+        by_sentry += [target for target in SENTRYS if target not in [p.target for p in points]]
+    missing = []
+    for target, is_directory in by_gofer:
+        around = _around(target, [p for p in points if p.source is not None])
+        directory = root if around is None else around.source
+        if directory is None:
             continue
-        raise BadBundle(
-            "a mount has no place in the read-only rootfs",
-            step="Prepare",
-            path=here,
-            observed="missing",
-            expected="a directory or file to mount over",
-            hint="make it in the rootfs, or make the rootfs writable",
-        )
+        place, there = _inside(directory.path, os.fsencode(target[len(around.target) if around else 0 :]))
+        if not there and (around is not None or how is Writable.HOST):
+            raise no_place(target, directory.path, place, is_directory)
+        if not there:
+            missing.append((os.fsdecode(place), is_directory))
+    for target in by_sentry:
+        around = _around(target, points)
+        directory = root if around is None else around.source
+        if directory is not None and not directory.readonly:
+            place, there = _inside(directory.path, os.fsencode(target[len(around.target) if around else 0 :]))
+            if not there:
+                raise no_place(target, directory.path, place, True)
+    return tuple(missing)
+
+
+def _around(target: str, points: list[_Point]) -> _Point | None:
+    """The innermost of `points` that `target` lies in."""
+    return max((point for point in points if point.has(target)), key=lambda point: len(point.target), default=None)
+
+
+def _inside(rootfs: bytes, point: bytes) -> tuple[bytes, bool]:
+    """Where `point` is in the tree `rootfs`, links taken as the guest takes them, and is anything there."""
+    pending = [name for name in point.split(b"/") if name][::-1]
+    here: list[bytes] = []
+    links = 0
+    there = True
+    while pending:
+        name = pending.pop()
+        if name in (b".", b".."):  # from a link's target only
+            del here[len(here) - (name == b"..") :]
+            continue
+        here.append(name)
+        if not there:
+            continue
+        path = os.path.join(rootfs, *here)
+        try:
+            status = os.lstat(path)
+        except FileNotFoundError:
+            there = False
+            continue
+        except OSError as error:
+            raise BadBundle(
+                "a mount's place cannot be looked at", step="Prepare", path=path, observed=str(error)
+            ) from error
+        if stat.S_ISLNK(status.st_mode) and (links := links + 1) <= MAX_LINKS:
+            target = os.readlink(path)
+            here = [] if target.startswith(b"/") else here[:-1]
+            pending += [name for name in target.split(b"/") if name][::-1]
+        elif pending and not stat.S_ISDIR(status.st_mode):
+            raise BadBundle(
+                "a mount has no place in the rootfs",
+                step="Prepare",
+                path=path,
+                observed=f"{stat.filemode(status.st_mode)}, on the way to {os.fsdecode(point)}",
+                expected="a directory",
+            )
+    return b"/" + b"/".join(here), there

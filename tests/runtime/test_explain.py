@@ -270,6 +270,7 @@ WAYS: dict[str, list[str]] = {
     "a copy": ["--stage", "copy"],
     "a network": ["--network", "sandbox"],
     "mounts": ["--mount", "/usr/share:/data", "--mount", "/etc/hostname:/name:ro"],
+    "a rootfs without a place": ["--rootfs", "/usr", "--mount", "/etc/hostname:/no/such/name"],
 }
 
 

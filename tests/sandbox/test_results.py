@@ -127,7 +127,7 @@ def test_harness_errors_pickle(again: Callable[[Any], Any]) -> None:
 
 PLAIN = Completed(("sh", "-c", "x"), 3, "out", "err")
 RECORD = Record()
-WHOLE = CompletedRun(("true",), 0, b"", None, RECORD, "mount-locked", {"memory": "watch"})
+WHOLE = CompletedRun(("true",), 0, b"", None, RECORD, "mount-locked", {"memory": "watch"}, "memory")
 
 
 @copied
@@ -149,7 +149,7 @@ def test_results_are_copied(value: Completed[Any], again: Callable[[Any], Any]) 
         Completed(PLAIN.args, 0, "out", "err"),
         Completed(PLAIN.args, 3, "", "err"),
         Completed(PLAIN.args, 3, "out", ""),
-        CompletedRun(PLAIN.args, 3, "out", "err", RECORD, "none", {}),
+        CompletedRun(PLAIN.args, 3, "out", "err", RECORD, "none", {}, "read-only"),
         ("out", ""),
         "out",
     ],
@@ -160,12 +160,25 @@ def test_results_differ_by_each_field(other: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "changed", [{"record": None}, {"achieved": "none"}, {"achieved_limits": {}}, {"returncode": 1}, {"stdout": b"x"}]
+    "changed",
+    [
+        {"record": None},
+        {"achieved": "none"},
+        {"achieved_limits": {}},
+        {"achieved_root": "host"},
+        {"returncode": 1},
+        {"stdout": b"x"},
+    ],
 )
 def test_runs_differ_by_each_field(changed: dict[str, Any]) -> None:
     """Those of the launch too."""
     fields: dict[str, Any] = {"args": WHOLE.args, "returncode": 0, "stdout": b"", "stderr": None}
-    fields |= {"record": RECORD, "achieved": "mount-locked", "achieved_limits": {"memory": "watch"}}
+    fields |= {
+        "record": RECORD,
+        "achieved": "mount-locked",
+        "achieved_limits": {"memory": "watch"},
+        "achieved_root": "memory",
+    }
     assert CompletedRun(**fields) == WHOLE
     other = Record()
     other.problem = "another"
