@@ -76,7 +76,7 @@ class SandboxProcess:
         """The arguments that runsc was given."""
         self.release: runsc.Release | None = launch.confined.release
         """What runsc says of itself."""
-        self.achieved_root = launch.root
+        self.achieved_root: str = launch.root
         """What the guest's root is: `read-only`, or where its writes go (`Writable`)."""
         self.record: Record = launch.record
         """What the launch left in writing."""

@@ -16,12 +16,14 @@ from nucleus_gvisor.runtime import (
     Platform,
     Refused,
     Sandbox,
+    StepFailed,
     Unsupported,
     Writable,
     run,
     runsc,
 )
-from nucleus_gvisor.runtime.steps import prepare
+from nucleus_gvisor.runtime.steps import confine, prepare
+from nucleus_gvisor.runtime.supervisor import Supervisor
 from tests.e2e import launching
 from tests.e2e.launching import Caller
 from tests.sandbox.conftest import MakeSandbox, Options
@@ -156,11 +158,13 @@ def test_directories_that_the_guest_may_not_write(new_options: Options, base: Pa
     (root / "sys").rmdir()
     with pytest.raises(BadBundle, match="/sys of the guest has no place"):
         run(["true"], **options)
+    before = len(os.listdir("/proc/self/fd"))
     for folder, text in ((root, "others can write the rootfs"), (base, "others can change the rootfs")):
         folder.chmod(0o777)
         with pytest.raises(BadBundle, match=text):
             run(["true"], **options)
         folder.chmod(0o700)
+    assert len(os.listdir("/proc/self/fd")) == before
     with pytest.raises(BadBundle, match="no rootfs"):
         run(["true"], writable="host", **new_options)
     with pytest.raises(BadArgument, match="memory, host"):
@@ -252,3 +256,12 @@ def test_an_unconfined_program_sees_its_place(new_options: Options, base: Path) 
     with Sandbox(**new_options, rootfs=base, writable=True, enforcement=Enforcement.OFF) as box:
         assert [process.command for process in box.ps()] == ["init"]
     assert [path.name for path in base.rglob("*")] == ["mnt"]
+
+
+def test_what_has_no_overlay() -> None:
+    """It is told which place is missing, and what to do: no confinement has failed, and none is gone without."""
+    child = Supervisor.__new__(Supervisor)
+    error = confine._refusal(child, {}, "refused", ["points", "/data", 19, "fsopen: No such device"])
+    assert isinstance(error, StepFailed)
+    assert (error.path, error.hint) == (b"/data", "make it in the rootfs")
+    assert "No such device" in str(error)
