@@ -16,10 +16,11 @@ Pure: nothing here touches the host. Hypothesis is imported by `state_machine` a
 import json
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -125,7 +126,11 @@ def successors(node: Node) -> tuple[Edge, ...]:
 
 def explore(launches: Iterable[Node] | None = None) -> Graph:
     """Everything that can happen to `launches`, by default to those of `usual_launches`."""
-    initial = tuple(usual_launches() if launches is None else launches)
+    return _explore(tuple(usual_launches() if launches is None else launches))
+
+
+@lru_cache(4)
+def _explore(initial: tuple[Node, ...]) -> Graph:
     edges: list[Edge] = []
     seen = dict.fromkeys(initial)
     queue = deque(initial)
@@ -650,50 +655,55 @@ def replay(path: Path, driver: Driver) -> Report:
 
 
 class Disagreement(Rebuilt, AssertionError):
-    """A driver that does otherwise than the specification. `walk` leads there."""
+    """A driver that does otherwise than the specification: `who`, by name, does `what`. `walk` leads there."""
 
-    def __init__(self, who: object, what: str, walk: Walk) -> None:
-        name = who if isinstance(who, str) else type(who).__name__
+    def __init__(self, who: str, what: str, walk: Walk) -> None:
         told = ", ".join(e.action if e.offered else f"~{e.action}" for e in walk.edges) or "nothing"
-        super().__init__(f"{name}: {what}; after {told}")
+        super().__init__(f"{who}: {what}; after {told}")
         self.walk = walk
 
 
 class Lockstep:
-    """The specification and drivers, taken through the same steps. What `state_machine` runs."""
+    """The specification and drivers, taken through the same steps of one launch. What `state_machine` runs."""
 
     def __init__(self, drivers: Sequence[Driver], begin: Node) -> None:
         self.node: Node = begin
         self.drivers: Sequence[Driver] = drivers
+        self.over: bool = False
         self._begin, self._edges = begin, list[Edge]()
-        self._next: tuple[Node, tuple[Edge, ...]] | None = None
         for driver in drivers:
             driver.reset(begin.facts)
 
     def ahead(self) -> tuple[Edge, ...]:
-        """The steps that leave the present node; looked up once for all rules."""
-        if self._next is None or self._next[0] is not self.node:
-            self._next = self.node, successors(self.node)
-        return self._next[1]
+        """The steps that leave the present node."""
+        return successors(self.node)
 
-    def take(self, edge: Edge) -> None:
-        """Have every driver take `edge`; Disagreement when one does or shows otherwise."""
-        self._edges.append(edge)
+    def take(self, edge: Edge) -> bool:
+        """Have every driver take `edge`; Disagreement when one does or shows otherwise.
+
+        False when a driver cannot take it. Others may have taken it by then, so that nothing can be compared any more:
+        this run is over, and the specification has not moved.
+        """
+        if self.over:
+            raise ValueError("a driver could not take the last step: nothing follows it")
         if broken := violated(edge.source.facts, edge.target.facts):
-            raise self._disagreement("the specification", f"{edge.action} breaks {', '.join(broken)}")
+            raise self._disagreement("the specification", f"{edge.action} breaks {', '.join(broken)}", edge)
         for driver in self.drivers:
             try:
                 (driver.disturb if edge.action in ENVIRONMENT else driver.fire)(edge.action)
             except Unsupported:
-                continue
+                self.over = True
+                return False
             except (Refused, LaunchError) as error:
                 if edge.offered:
-                    raise self._disagreement(driver, f"refuses {edge.action}: {error}") from error
+                    raise self._disagreement(driver, f"refuses {edge.action}: {error}", edge) from error
             else:
                 if not edge.offered:
-                    raise self._disagreement(driver, f"does not refuse {edge.action}")
+                    raise self._disagreement(driver, f"does not refuse {edge.action}", edge)
+        self._edges.append(edge)
         self.node = edge.target
         self.compare()
+        return True
 
     def compare(self) -> None:
         """Do all drivers show what the specification has; Disagreement when one does not."""
@@ -702,8 +712,9 @@ class Lockstep:
                 name, expected, seen = found
                 raise self._disagreement(driver, f"{name} is {_shown(seen)}, expected {_shown(expected)}")
 
-    def _disagreement(self, who: object, what: str) -> Disagreement:
-        return Disagreement(who, what, Walk(self._begin, tuple(self._edges)))
+    def _disagreement(self, who: object, what: str, *last: Edge) -> Disagreement:
+        name = who if isinstance(who, str) else type(who).__name__
+        return Disagreement(name, what, Walk(self._begin, (*self._edges, *last)))
 
 
 def shortest(found: Disagreement, drivers: Sequence[Driver]) -> Disagreement:
@@ -730,10 +741,40 @@ def _again(begin: Node, edges: Iterable[Edge], drivers: Sequence[Driver]) -> Dis
             following = next((e for e in choice if e.action == edge.action), None)
             if following is None:
                 return None
-            run.take(following)
+            if not run.take(following):
+                return None
     except Disagreement as error:
         return error
     return None
+
+
+class _Goals:
+    """The edges that a driver may be asked for, each with the shortest way to it. Immutable: shared by all examples."""
+
+    def __init__(self, launches: Iterable[Node], leave_out: Chooser) -> None:
+        graph = explore(launches)
+        self.begins = graph.initial
+        self.edges = tuple(edge for edge in graph.edges if not leave_out(edge))
+        """Those that can be reached over others of them."""
+        came: dict[Node, Edge | None] = dict.fromkeys(self.begins)
+        out: dict[Node, list[Edge]] = {}
+        for edge in self.edges:
+            out.setdefault(edge.source, []).append(edge)
+        queue = deque(self.begins)
+        while queue:
+            for edge in out.get(queue.popleft(), ()):
+                if edge.target not in came:
+                    came[edge.target] = edge
+                    queue.append(edge.target)
+        self.edges = tuple(edge for edge in self.edges if edge.source in came)
+        self._came = came
+
+    def way(self, goal: Edge) -> Walk:
+        """From the beginning of its launch over `goal`."""
+        edges = [goal]
+        while (before := self._came[edges[-1].source]) is not None:
+            edges.append(before)
+        return Walk(edges[-1].source, tuple(reversed(edges)))
 
 
 def state_machine(
@@ -742,75 +783,100 @@ def state_machine(
     *,
     refuse: Chooser = everything,
     leave_out: Chooser = lambda _: False,
+    wanted: Collection[Edge] | None = None,
     trace: Path | None = None,
+    taken: set[Edge] | None = None,
 ) -> type[Any]:
     """A Hypothesis RuleBasedStateMachine that takes the specification and all `drivers` through the same steps.
 
-    Its rules are the specification's actions, each while it is offered, the environment's while it may act; a refusal
-    of what is not offered; and a stutter rule where nothing can happen any more. What every driver shows is compared
-    after each rule. `refuse` chooses the refusals, `leave_out` steps that no driver can take. A failure is shortened
-    to a list of actions of which none can be left out, printed, and saved in `trace` as ITF. (This does better than
-    Hypothesis itself, whose phase `shrink` may be left out of the settings.) Run it by its `TestCase`, or with
-    `hypothesis.stateful.run_state_machine_as_test`.
+    An example is a series of launches. One rule draws the next step: one that the specification offers, one of the
+    environment's while it may act, or a refusal of what is not offered. When a launch can go no further another begins.
+    Half of them go straight to a step that this example has not taken, and wander from there; the others wander from
+    the beginning, to new steps rather than to those that were taken. So an example comes far however it is drawn. What
+    every driver shows is compared after each step, and where nothing can happen any more a second time.
+
+    `refuse` chooses the refusals, `leave_out` steps that no driver can take, `wanted` the steps that launches are bound
+    for (default: all). A step that a driver finds to be `Unsupported` ends its launch: the specification does not go on
+    alone. A failure is shortened to a list of actions of which none can be left out, printed, and saved in `trace` as
+    ITF; Hypothesis's own phase `shrink` is slower and ends with more of them: leave it out of the settings. `taken`
+    collects the edges that all drivers took; nothing is drawn by it. Run it by its `TestCase`, or with
+    `hypothesis.stateful.run_state_machine_as_test`; `stateful_step_count` is the steps of an example, over all its
+    launches.
     """
     from hypothesis import strategies as st
-    from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+    from hypothesis.stateful import RuleBasedStateMachine, rule
 
-    begins = tuple(usual_launches() if launches is None else launches)
-    best: list[Disagreement] = []
-
-    @contextmanager
-    def shortened(run: Lockstep) -> Iterator[None]:
-        try:
-            yield
-        except Disagreement as error:
-            if not best or len(error.walk.edges) < len(best[0].walk.edges):
-                best[:] = [shortest(error, run.drivers)]
-            if trace is not None:
-                save(best[0].walk, trace)
-                best[0].add_note(f"saved in {trace}")
-            raise best[0] from None
+    goals = _Goals(usual_launches() if launches is None else launches, leave_out)
+    shortened: dict[Walk, Disagreement] = {}
+    """What was shortened already. A walk alone decides what it is shortened to, so no example depends on another."""
 
     class Launches(RuleBasedStateMachine):
-        run: Lockstep
+        def __init__(self) -> None:
+            super().__init__()
+            self.run: Lockstep | None = None
+            self.new = dict.fromkeys(goals.edges if wanted is None else wanted)
+            """The steps that this example has not taken, in a fixed order."""
+            self.actions = set[str]()
+            """Those that it has."""
+            self.way: dict[Node, Edge] = {}
+            self.straight = False
 
-        @initialize(begin=st.sampled_from(begins))
-        def begin(self, begin: Node) -> None:
-            self.run = Lockstep(drivers(), begin)
-
-        def may(self) -> dict[str, Edge]:
-            return {edge.action: edge for edge in self.run.ahead() if not leave_out(edge)}
-
-        def may_not(self) -> dict[str, Edge]:
-            return {edge.action: edge for edge in refusals(self.run.node) if refuse(edge)}
-
-        @precondition(lambda self: bool(self.may_not()))
         @rule(data=st.data())
-        def refused(self, data: Any) -> None:
-            edges = self.may_not()
-            edge = edges[data.draw(st.sampled_from(sorted(edges)), label="refused")]
-            with shortened(self.run):
-                self.run.take(edge)
+        def step(self, data: Any) -> None:
+            try:
+                return self._step(data)
+            except Disagreement as error:
+                found = error
+            # Outside of the handler and on one line: Hypothesis tells failures apart by where they were raised, and by
+            # the exceptions that they come from.
+            raise self._shortest(found)
 
-        @precondition(lambda self: not self.may())
-        @rule()
-        def stutter(self) -> None:
-            with shortened(self.run):
-                self.run.compare()
+        def _step(self, data: Any) -> None:
+            ahead: dict[str, Edge] = {}
+            if self.run is not None and not self.run.over:
+                ahead = {edge.action: edge for edge in self.run.ahead() if not leave_out(edge)}
+                if not ahead:
+                    self.run.compare()
+            if self.run is None or not ahead:
+                self._begin(data)
+                return
+            denied = {f"~{edge.action}": edge for edge in refusals(self.run.node) if refuse(edge)}
+            onward = self.way.get(self.run.node)
+            new = [action for action, edge in ahead.items() if edge in self.new]
+            if onward is not None and self.straight:
+                edge = onward
+            else:
+                choice = [*new * 2, *ahead, *(["refusal"] * (denied != {}))]
+                action = data.draw(st.sampled_from(choice), label="next")
+                edge = ahead.get(action) or denied[data.draw(st.sampled_from(list(denied)), label="refused")]
+            if self.run.take(edge) and edge.offered:
+                self._seen(edge)
+                if taken is not None:
+                    taken.add(edge)
 
-        @invariant()
-        def as_specified(self) -> None:
-            with shortened(self.run):
-                self.run.compare()
+        def _seen(self, edge: Edge) -> None:
+            self.new.pop(edge, None)
+            self.actions.add(edge.action)
 
-    def step(action: str) -> Any:
-        def take(self: Launches) -> None:
-            with shortened(self.run):
-                self.run.take(self.may()[action])
+        def _begin(self, data: Any) -> None:
+            rare = [edge for edge in self.new if edge.action not in self.actions]
+            choice = rare or list(self.new) or goals.edges
+            goal = choice[data.draw(st.sampled_from(range(len(choice))), label="bound for edge")]
+            walk = goals.way(goal)
+            self._seen(goal)  # where a driver cannot take it, another launch is not bound for it again
+            self.way = {edge.source: edge for edge in walk.edges}
+            self.straight = data.draw(st.sampled_from((True, False)), label="straight")
+            self.run = Lockstep(drivers(), walk.begin)
+            self.run.compare()
 
-        take.__name__ = action
-        return precondition(lambda self: action in self.may())(rule()(take))
+        def _shortest(self, error: Disagreement) -> Disagreement:
+            assert self.run is not None
+            if error.walk not in shortened:
+                shortened[error.walk] = shortest(error, self.run.drivers)
+            found = copy(shortened[error.walk])
+            if trace is not None:
+                save(found.walk, trace)
+                found.add_note(f"saved in {trace}")
+            return found
 
-    for action in (*ROWS, *ENVIRONMENT):
-        setattr(Launches, action, step(action))
     return Launches
