@@ -124,7 +124,7 @@ def test_all_edges(real: bool, driver: RealDriver) -> None:
     """Runs that are each bound for the edges which those before did not take soon have taken all of them."""
     taken = set[c.Edge]()
     leave_out: c.Chooser = not_found_out if real else lambda _: False
-    drivers = [c.ModelDriver(), driver] if real else [c.ModelDriver()]
+    drivers: list[c.Driver] = [c.ModelDriver(), driver] if real else [c.ModelDriver()]
     edges = reachable(graph(), leave_out)
     for number in range(50):
         wanted = [edge for edge in graph().edges if edge in edges - taken]
