@@ -12,7 +12,7 @@ Or, for whoever wants a program's output rather than a launch:
 
     print(run(["python3", "-c", "print(6 * 7)"], timeout=10).stdout)
     with Sandbox(env={"LANG": "C.UTF-8"}) as box:
-        out, err = box.exec("ls", "/")
+        out, err = box.exec("cat", "/proc/version")
 
 `arun` and `AsyncSandbox` are the same on asyncio. Every public name is here; what is not here may change.
 """

@@ -316,7 +316,7 @@ class AsyncSandbox:
     """`Sandbox` on asyncio; the arguments are the same, and all are named. It starts when it is entered or awaited:
 
         async with AsyncSandbox(mounts=["/data:/data:ro"]) as box:
-            out, err = await box.exec("ls", "/data")
+            out, err = await box.exec("cat", "/data/input.txt")
 
     or `box = await AsyncSandbox()` with `await box.close()` in the end. Methods do, return and raise what those of
     `Sandbox` do; several tasks may use them at once.

@@ -1,9 +1,10 @@
 """What this host can do, why not, and how to mend it.
 
 Each check looks at one thing and says yes, no or unknown; a `no` comes with its cause, its mend, and the features that
-need it. The confinement is not guessed from sysctls: a child of the launch's own kind confines itself and proves it,
-on a private tmpfs over an existing directory, and the judged binary is asked in it. So nothing is made on the host,
-not even the artifact base, and no platform is started: kvm may hang for a minute where its device is no good.
+need it. Nothing is guessed from sysctls or dates: a child of the launch's own kind confines itself and proves it, on a
+private tmpfs over an existing directory; the judged binary is asked in it, and becomes the supervisor of a small guest,
+once for each way that a check speaks of. So nothing is made on the host, not even the artifact base, and what does not
+start in bounded time, as kvm where its device is no good, is given up.
 """
 
 import argparse
@@ -17,9 +18,10 @@ import signal
 import stat as stat_
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -27,18 +29,21 @@ from typing import Any
 from nucleus_gvisor.model.errors import BadBase, LaunchError, NotFound, PinMismatch, Unsupported, shown
 from nucleus_gvisor.runtime import _child, _linux, interpreter, paths, runsc
 from nucleus_gvisor.runtime.bundle import OciBundle
+from nucleus_gvisor.runtime.capture import readable
 from nucleus_gvisor.runtime.cleanup import Place
+from nucleus_gvisor.runtime.host import start_cause
 from nucleus_gvisor.runtime.identity import Identity
 from nucleus_gvisor.runtime.launch import LIMITS, Launch
 from nucleus_gvisor.runtime.options import (
     Confinement,
     GVisorOciRunOptions,
+    NetworkMode,
     Platform,
     Program,
     StageMethod,
     judge_pin,
 )
-from nucleus_gvisor.runtime.steps import confine, prepare, resolve, stage
+from nucleus_gvisor.runtime.steps import confine, exec_, prepare, resolve, stage
 from nucleus_gvisor.runtime.streams import open_standard_descriptors
 
 
@@ -62,11 +67,12 @@ class Feature(StrEnum):
     SYSTRAP = "GVisorOciRunOptions() without a platform, which asks for systrap"
     SANDBOX = "--network sandbox"
     CGROUPS = "cgroup limits of a bundle, with --enforcement off only"
+    PROGRAMS = "programs of newer user lands in the guest"
 
 
 DEFAULT = frozenset((Feature.LAUNCH, Feature.LOCKED, Feature.SEALED))
 """The features that `nucleus-gvisor run` needs without options."""
-PROOFS = frozenset(("runsc", "artifact base", "confinement", "release"))
+PROOFS = frozenset(("runsc", "artifact base", "confinement", "release", "launch"))
 """The checks that have to say yes before a launch is promised; of the others it is enough that none says no."""
 
 
@@ -197,12 +203,18 @@ class _Patient:
         self.confinement: str | None = None
         self.stage: str | None = None
         self.platform: str | None = None
+        self.trial: _Trial | None = None
+        """The child that was asked, and waits to become runsc."""
+        self.said = b""
+        """What the guest of the trial said, and runsc."""
 
     def who(self) -> Identity:
         """The caller's identity, or what keeps it from being known."""
         return self.identity or Identity.current()
 
     def close(self) -> None:
+        if self.trial is not None:
+            self.trial.end()
         if self.judged is not None:
             self.judged.close()
 
@@ -650,11 +662,14 @@ def _landlock(_: _Patient) -> Finding:
     )
 
 
-def _kvm(_: _Patient) -> Finding:
+def _kvm(patient: _Patient) -> Finding:
     path = "/dev/kvm"
     if os.access(path, os.R_OK | os.W_OK):
-        found = f"{path} can be opened; not tried, for runsc may hang on it"
-        return _yes(found)
+        # Where the device cannot run a guest, some releases say so, and others hang.
+        tried = _other_launch(patient, GVisorOciRunOptions(platform=Platform.KVM), KVM_SECONDS)
+        if tried is not None and tried.ok is Answer.NO:
+            return replace(tried, mend="another platform, or, in a virtual machine, nested virtualisation")
+        return tried or _unknown(f"{path} can be opened; not tried: the default launch is not to be had")
     found, cause, mend = (
         f"{path} is missing",
         "no virtualisation here, or its module is not loaded",
@@ -728,15 +743,33 @@ _PLACES = ("/srv", "/mnt", "/media", "/run", "/var/tmp", "/tmp")
 """Directories that the trial's tmpfs may cover, in its own mount namespace; the first that is there."""
 
 
+TRIAL_SECONDS, KVM_SECONDS = 30.0, 2.0
+"""Within which a guest has to have started and ended."""
+STARTED = b"the guest runs"
+ORDINARY = ("ls /", "stat /", "find / -maxdepth 0", "cp /bin/sh /tmp/copy", "python3 -c pass")
+"""What programs of every user land do; those that the host does not have are not tried."""
+_GUEST = f"echo {STARTED.decode()}; cd /; " + "".join(
+    f"if command -v {words.split()[0]} >/dev/null; then"
+    f" {words} >/dev/null 2>/tmp/why || {{ echo; echo 'cannot {words}'; cat /tmp/why; }}; fi; "
+    for words in ORDINARY
+)
+
+
 class _Trial(Launch):
-    """A launch's own child, confined over an existing directory: it is asked, ended, and never executes a guest."""
+    """A launch's own child, confined over an existing directory: it is asked, and may become the supervisor of a guest
+    that says a word and tries ordinary programs. Each ends with `end`.
+    """
 
     def __init__(self, identity: Identity, options: GVisorOciRunOptions, images: Mapping[str, stage.Sealed]) -> None:
-        super().__init__(secrets.token_hex(16), OciBundle.build(["true"]), options)
+        self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        self._reader, self._writer = os.pipe2(os.O_CLOEXEC)
+        stdio = (self._null, self._writer, self._writer)
+        bundle = OciBundle.build(["sh", "-c", _GUEST])
+        super().__init__(secrets.token_hex(16), bundle, options, stdio=stdio)
         self._identity, self._images = identity, images
 
-    def run(self) -> confine.Confined:
-        """What the child showed and answered; the child is gone. Raises what a launch raises in Confine."""
+    def run(self, key: str | None = None) -> confine.Confined:
+        """What the child showed and answered. Raises what a launch raises in Confine."""
         where = next((p for p in _PLACES if os.path.isdir(p) and not os.path.islink(p)), None)
         if where is None:
             raise FileNotFoundError(errno.ENOENT, f"none of {', '.join(_PLACES)} is there to try it on")
@@ -749,13 +782,50 @@ class _Trial(Launch):
         directory = os.open(where, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             self.place = Place(-1, os.fsencode(above), name, directory=directory)
-            plan = self._child_plan(Confinement.MOUNT_LOCKED)
-            # A key of its own: every trial asks anew, and a launch's answers are its own.
-            confined = confine.start(plan, f"doctor {self.launch_id}", self.options, fresh=None)
-            confined.child.end()
-            return confined
+            self._plan = self._child_plan(Confinement.MOUNT_LOCKED)
+            # A key of its own: the first trial asks anew, and a launch's answers are its own.
+            self.confined = confine.start(self._plan, key or self.key, self.options, fresh=None)
+            return self.confined
         finally:
             os.close(directory)
+
+    @property
+    def key(self) -> str:
+        """What its answers are known by."""
+        return f"doctor {self.launch_id}"
+
+    def launch(self, seconds: float = TRIAL_SECONDS) -> bytes:
+        """What the guest and runsc said, with STARTED at the beginning where it ran; the child is gone.
+
+        Raises what a launch raises in Exec, and TimeoutError for a guest that has not ended in time.
+        """
+        assert self.confined is not None
+        try:
+            exec_.in_child(self.confined, *self._command())
+            self._close("_writer")
+            output, end = b"", time.monotonic() + seconds
+            while len(output) < 1 << 16:
+                if not readable(self._reader, end):
+                    raise TimeoutError(f"no end of the guest within {seconds:g} s")
+                if not (piece := os.read(self._reader, 1 << 12)):
+                    break
+                output += piece
+            return output
+        finally:
+            self.end()
+
+    def _close(self, name: str) -> None:
+        if (fd := getattr(self, name)) >= 0:
+            setattr(self, name, -1)
+            os.close(fd)
+
+    def end(self) -> None:
+        """End the child, if there is one."""
+        for name in ("_null", "_reader", "_writer"):
+            self._close(name)
+        if self.confined is not None:
+            self.confined.child.end()
+            self.confined = None
 
 
 def _confinement(patient: _Patient) -> Finding:
@@ -765,7 +835,11 @@ def _confinement(patient: _Patient) -> Finding:
     images = {}
     try:
         images["runsc"] = stage.sealed(resolve.JudgedFile(program, source, resolve.Snapshot.of(source)))
-        shown_ = dict(_Trial(patient.who(), GVisorOciRunOptions(program=Program.PLAIN), images).run().shown)
+        trial = _Trial(patient.who(), GVisorOciRunOptions(program=Program.PLAIN), images)
+        try:
+            shown_ = dict(trial.run().shown)
+        finally:
+            trial.end()
     except LaunchError as error:
         return _no(
             "mount-locked cannot be had",
@@ -792,7 +866,8 @@ def _release(patient: _Patient) -> Finding:
         return _unknown(f"not asked: {missing}")
     images = stage.seal_all(patient.judged)
     try:
-        confined = _Trial(patient.who(), GVisorOciRunOptions(platform=Platform.AUTO), images).run()
+        patient.trial = _Trial(patient.who(), GVisorOciRunOptions(platform=Platform.AUTO), images)
+        confined = patient.trial.run()
     except LaunchError as error:
         return _no(
             "does not answer as runsc",
@@ -816,6 +891,63 @@ def _release(patient: _Patient) -> Finding:
     return _yes(found, details)
 
 
+def _launch(patient: _Patient) -> Finding:
+    """The default launch itself: the child that was asked becomes runsc, and a guest runs."""
+    trial, patient.trial = patient.trial, None
+    if trial is None or patient.release is None:
+        if trial is not None:
+            trial.end()
+        return _unknown("not tried: the release is not known")
+    finding, patient.said = _tried_launch(trial)
+    return finding
+
+
+def _tried_launch(trial: _Trial, seconds: float = TRIAL_SECONDS) -> tuple[Finding, bytes]:
+    """What came of a guest, and what it said."""
+    begun = time.monotonic()
+    said = b""
+    try:
+        said = trial.launch(seconds)
+    except TimeoutError as error:
+        return _unknown(f"given up: {error}; runsc may hang on it"), b""
+    except LaunchError as error:
+        return _no("no guest started", str(error), error.hint or _why_not_started(b"")[1]), b""
+    if said.startswith(STARTED):
+        return _yes("a guest ran and ended", {"seconds": round(time.monotonic() - begun, 2)}), said
+    cause, mend = _why_not_started(said)
+    return _no("runsc did not start the guest", cause, mend, {"runsc": said}), b""
+
+
+def _why_not_started(said: bytes) -> tuple[str, str]:
+    """Why runsc, which said this, did not start a guest, and the mend."""
+    known = start_cause()
+    text = shown(said.strip().splitlines()[-1]) if said.strip() else "runsc said nothing"
+    if known is not None:
+        return f"{known[0]} (runsc: {text})", known[1]
+    return text, "see runsc's own debug log, and try another release of runsc or another platform"
+
+
+def _other_launch(patient: _Patient, options: GVisorOciRunOptions, seconds: float = TRIAL_SECONDS) -> Finding | None:
+    """The same in another way; None when that is not to be tried, because the default is not to be had."""
+    if patient.judged is None or patient.release is None or not patient.said:
+        return None
+    images = stage.seal_all(patient.judged)
+    trial = _Trial(patient.who(), options, images)
+    try:
+        trial.run()
+    except LaunchError as error:
+        trial.end()
+        return _no("it is refused", str(error), error.hint or "a newer release of runsc")
+    finally:
+        stage.close(images)
+    return _tried_launch(trial, seconds)[0]
+
+
+def _network_sandbox(patient: _Patient) -> Finding:
+    tried = _other_launch(patient, GVisorOciRunOptions(platform=Platform.AUTO, network_mode=NetworkMode.SANDBOX))
+    return tried or _unknown("not tried: the default launch is not to be had")
+
+
 def _library_default(patient: _Patient) -> Finding:
     """The command line's default platform is auto; the library's is the reference's, systrap."""
     wanted = GVisorOciRunOptions().platform
@@ -825,7 +957,27 @@ def _library_default(patient: _Patient) -> Finding:
         runsc.choose_platform(patient.release, wanted)
     except Unsupported as error:
         return _no(f"{wanted} is missing", str(error), "pass platform=Platform.AUTO, or install a newer runsc")
-    return _yes(f"{wanted} is there")
+    if wanted == patient.platform:
+        return _yes(f"{wanted} is what auto takes")
+    tried = _other_launch(patient, GVisorOciRunOptions())
+    return tried or _unknown("not tried: the default launch is not to be had")
+
+
+def _programs(patient: _Patient) -> Finding:
+    """What ordinary programs could not do in the guest that ran: older releases lack calls of newer user lands."""
+    if not patient.said:
+        return _unknown("not tried: no guest ran")
+    lines = [shown(line) for line in patient.said.splitlines() if line]
+    failed = [line.removeprefix("cannot ") for line in lines if line.startswith("cannot ")]
+    if not failed:
+        return _yes("the usual ones run")
+    cause = "; ".join(line for line in lines[1:] if not line.startswith("cannot "))
+    return _no(
+        f"these failed in the guest: {', '.join(failed)}",
+        cause or "no reason was given",
+        "a newer release of runsc; meanwhile, other programs for it (in Python: os.listdir, os.stat)",
+        {"failed": failed},
+    )
 
 
 def _stage(patient: _Patient) -> Finding:
@@ -850,10 +1002,13 @@ _CHECKS: Mapping[str, tuple[Callable[[_Patient], Finding], tuple[Feature, ...]]]
     "user namespaces": (_user_namespaces, (Feature.LOCKED,)),
     "confinement": (_confinement, (Feature.LOCKED,)),
     "release": (_release, (Feature.LAUNCH,)),
+    "launch": (_launch, (Feature.LAUNCH,)),
+    "programs": (_programs, (Feature.PROGRAMS,)),
     "stage": (_stage, (Feature.LAUNCH,)),
     "default platform": (_library_default, (Feature.SYSTRAP,)),
     "kvm": (_kvm, (Feature.KVM,)),
     "network namespaces": (_network_namespaces, (Feature.SANDBOX,)),
+    "network sandbox": (_network_sandbox, (Feature.SANDBOX,)),
     "landlock": (_landlock, (Feature.LANDLOCK,)),
     "cgroups": (_cgroups, (Feature.CGROUPS,)),
     "mount flags": (_mount_flags, (Feature.COPY,)),

@@ -447,7 +447,7 @@ class Sandbox:
     that made it, however that ends.
 
         with Sandbox(mounts=["/data:/data:ro"]) as box:
-            out, err = box.exec("ls", "/data")
+            out, err = box.exec("cat", "/data/input.txt")
 
     The first six arguments are those of Google's `gvisor.Sandbox`, and so is what they mean:
 

@@ -17,6 +17,7 @@ import pytest
 from nucleus_gvisor.runtime import _linux, doctor
 from nucleus_gvisor.runtime.launch import LIMITS
 from nucleus_gvisor.runtime.steps.stage import forget
+from tests.e2e.launching import digest
 from tests.support.modes import ROOT_MODE, Mode
 from tests.support.places import mounts_below
 
@@ -84,6 +85,15 @@ def within(mode: Mode, setup: str, *arguments: str, namespaces: str = "--user --
     argv = [mode.python, "-m", "nucleus_gvisor.runtime.cli", "doctor", "--json", *arguments]
     script = f"set -e; {setup}; exec {shlex.join(argv)}"
     return Told(mode.run(["unshare", *namespaces.split(), "--", "/bin/sh", "-c", script]))
+
+
+INNER = "--user --map-root-user --mount"
+
+
+@pytest.fixture
+def first_mode(modes: dict[str, Mode]) -> Mode:
+    """The most privileged caller that there is here."""
+    return next(iter(modes.values()))
 
 
 def listing(*folders: Path) -> list[tuple[str, int, int, int]]:
@@ -174,6 +184,59 @@ def test_no_descriptor_is_left_open(base: Path) -> None:
     doctor.examine(base=base / "missing", runsc_path="/nowhere/runsc")
     # The sealed copies of a harmless program are kept, as a launch's are.
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+# ---- a real guest ----
+
+
+def test_a_hardened_service(modes: dict[str, Mode], runsc_old: Path, runsc_new: Path) -> None:
+    """With systemd's ProtectKernelTunables= an ordinary user's launch cannot have a /proc of its own: the older release
+    needs one, so the answer is no, with why and how to mend it; the newer one starts. And so it is.
+    """
+    mode = modes["user"]
+    hardened = "mount --rbind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys"
+    for release, starts in ((runsc_old, False), (runsc_new, True)):
+        told = within(mode, hardened, "--runsc", str(release), "--pin", digest(release), namespaces=INNER)
+        assert told.data["launch"] is starts, told.data
+        if not starts:
+            assert told.data["blockers"] == ["launch"]
+            assert "covered or read-only (/proc/sys" in told["launch"]["cause"]
+            assert "ProtectKernelTunables" in told["launch"]["mend"]
+
+
+def test_what_a_release_cannot_do(first_mode: Mode, runsc_old: Path, runsc_new: Path) -> None:
+    """Debian 12's answers EINVAL to what `ls DIR` asks: that is found in a guest, and no launch is refused for it."""
+    old, new = ask(first_mode, "--runsc", runsc_old), ask(first_mode, "--runsc", runsc_new)
+    assert old.data["launch"] and new.data["launch"]
+    assert "ls /" in old["programs"]["details"]["failed"] and "Invalid argument" in old["programs"]["cause"]
+    assert new["programs"]["ok"] == "yes"
+
+
+def test_each_way_is_tried(first_mode: Mode, runsc_old: Path, runsc_new: Path) -> None:
+    """The sandbox network with a guest on it, and the refusal of a release that has none."""
+    assert ask(first_mode, "--runsc", runsc_new)["network sandbox"]["found"] == "a guest ran and ended"
+    assert "no sandbox network" in ask(first_mode, "--runsc", runsc_old)["network sandbox"]["cause"]
+
+
+@pytest.mark.parametrize(
+    ("said", "answer"), [(b"", "runsc said nothing"), (b"one\ncannot start: EOF\n", "cannot start: EOF")]
+)
+def test_a_guest_that_does_not_start(base: Path, monkeypatch: pytest.MonkeyPatch, said: bytes, answer: str) -> None:
+    """No promise then, whatever all else says; the programs are not told of, nor other ways tried."""
+    monkeypatch.setattr(doctor._Trial, "launch", lambda *_: said)
+    report = doctor.examine(base=base)
+    assert report.blockers == ("launch",)
+    assert answer in report["launch"].cause
+    assert report["programs"].ok is report["network sandbox"].ok is doctor.Answer.UNKNOWN
+
+
+def test_a_guest_that_does_not_end(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is given up and ended; nobody can promise a launch then."""
+    monkeypatch.setattr(doctor, "_GUEST", "sleep 1000")
+    real = doctor._tried_launch
+    monkeypatch.setattr(doctor, "_tried_launch", lambda trial, _=0: real(trial, 1))
+    report = doctor.examine(base=base)
+    assert report["launch"].ok is doctor.Answer.UNKNOWN and report.blockers == ("launch",)
 
 
 # ---- runsc ----
@@ -340,9 +403,10 @@ def test_no_user_namespaces(modes: dict[str, Mode]) -> None:
 
 
 def test_no_network_namespaces(modes: dict[str, Mode]) -> None:
-    """Without network namespaces a default launch succeeds; the sandbox network is what needs them."""
+    """Without network namespaces no guest starts, for runsc gives each one of its own; the sysctl is named."""
     told = within(modes["user"], "echo 0 > /proc/sys/user/max_net_namespaces", namespaces="--user --map-root-user")
-    assert told.data["launch"]
+    assert told.data["blockers"] == ["launch"]
+    assert "user.max_net_namespaces is 0" in told["launch"]["cause"]
     assert told["network namespaces"]["ok"] == "no"
     assert "user.max_net_namespaces is 0" in told["network namespaces"]["cause"]
     assert told["network namespaces"]["needed_by"] == ["--network sandbox"]
@@ -492,7 +556,7 @@ def test_a_check_that_breaks_is_unknown(base: Path, monkeypatch: pytest.MonkeyPa
     report = doctor.examine(base=base)
     assert report["confinement"].ok is doctor.Answer.UNKNOWN
     assert "ZeroDivisionError: odd host" in report["confinement"].found
-    assert report.blockers == ("confinement", "release")
+    assert report.blockers == ("confinement", "release", "launch")
 
 
 def test_a_broken_limit_check_is_not_a_no(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
