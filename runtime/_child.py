@@ -65,7 +65,7 @@ def main(plan: Plan, link: int) -> None:
                 os._exit(FAILED)
         step = "close descriptors"
         attendant = set() if plan["attendant"] is None else {plan["attendant"]}
-        linux.close_all_but({link, *attendant, *plan["images"].values()})
+        linux.close_all_but({link, *attendant, *plan["images"].values(), *plan["said"].values()})
         step = plan["confinement"] or "off"
         image, evidence = _CONFINE[plan["confinement"]](plan)
         status = os.fstat(image)
@@ -112,7 +112,9 @@ def _obey(link: int, image: int, plan: Plan) -> None:
         if plan["attendant"] is not None:
             _attendant.start(plan["attendant"], plan["parent"], image, env)
         _send(link, ("executing", named))
-        linux.close_all_but({link, image})
+        linux.close_all_but({link, image, *plan["said"].values()})
+        for fd in plan["said"].values():
+            os.set_inheritable(fd, True)
         os.set_inheritable(link, False)
         os.set_inheritable(image, False)
         try:

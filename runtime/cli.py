@@ -1,6 +1,7 @@
 """The command line. Policy is elsewhere: this parses, prints, and turns outcomes into exit codes."""
 
 import argparse
+import errno
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from nucleus_gvisor.model.errors import BadArgument, Error, LaunchError
 from nucleus_gvisor.runtime import audit
 from nucleus_gvisor.runtime.audit import Record
 from nucleus_gvisor.runtime.bundle import OciBundle
-from nucleus_gvisor.runtime.errors import SandboxError
+from nucleus_gvisor.runtime.errors import CannotExec, SandboxError
 from nucleus_gvisor.runtime.gvisor import GVisorRuntime, SandboxProcess
 from nucleus_gvisor.runtime.limits import Limits
 from nucleus_gvisor.runtime.options import (
@@ -32,7 +33,11 @@ from nucleus_gvisor.runtime.sandbox import Sandbox, limited
 from nucleus_gvisor.runtime.streams import Relay, handling, open_standard_descriptors
 
 OURS = 125
-"""Exit code when the launch failed; the guest never ran."""
+"""Exit code when the launch failed, or runsc did not start the guest, which never ran."""
+CANNOT = 126
+"""Exit code when the guest's program may not, or cannot, be executed, as env(1) and shells have it."""
+NO_PROGRAM = 127
+"""Exit code when the guest's program is not there."""
 TIMED_OUT = 124
 """Exit code when --timeout ended the guest, as timeout(1) has it."""
 BY_LIMIT = 137
@@ -99,7 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     run = verbs.add_parser(
         "run",
         help="run a command in a new sandbox",
-        description="Run COMMAND in a new sandbox and exit with its exit code (125: the launch failed, 124: timeout).",
+        description="Run COMMAND in a new sandbox and exit with its exit code (125: the launch failed, 126: COMMAND "
+        "cannot be executed, 127: it is not there, 124: timeout).",
     )
     _add_launch(run)
     _add_limits(run)
@@ -211,6 +217,7 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
     add("--artifact-base", metavar="DIR", type=Path, help="where launches keep their directories")
     add("--runsc", metavar="PATH", help="use this runsc instead of searching")
     add("--record", metavar="FILE", type=Path, help="append the record to FILE")
+    add("--debug-dir", metavar="DIR", type=Path, help="keep runsc's own debug and panic logs of this launch there")
     add("--mount", metavar="SRC:DST[:ro|rw]", action="append", default=[], help="show a host path to the guest (ro)")
     add(
         "--env", metavar="NAME=VALUE", action="append", default=[], help="set a guest variable; NAME alone passes it on"
@@ -237,6 +244,7 @@ def options_of(given: argparse.Namespace) -> GVisorOciRunOptions:
         writable=given.writable or Writable.MEMORY,
         artifact_base=given.artifact_base,
         record=given.record,
+        debug_dir=None if given.debug_dir is None else Path(_absolute(given.debug_dir)),
         allow_hooks=given.allow_hooks,
     )
 
@@ -336,8 +344,20 @@ def _run(given: argparse.Namespace) -> int:
         return OURS
     relay.started()
     code = _wait(process, relay, given.timeout)
-    _report(given, container, process.record, process=process, code=code)
+    failure = process.failure()
+    if failure is not None:
+        code = _code_of(failure)
+    _report(given, container, process.record, process=process, code=code, error=failure)
+    if failure is not None:
+        _complain(failure)
     return code
+
+
+def _code_of(error: SandboxError) -> int:
+    """The exit code for what went wrong once the launch had succeeded."""
+    if not isinstance(error, CannotExec):
+        return OURS
+    return NO_PROGRAM if error.errno == errno.ENOENT else CANNOT
 
 
 def _shell(given: argparse.Namespace) -> int:
@@ -353,7 +373,7 @@ def _shell(given: argparse.Namespace) -> int:
             return interact(process)
     except SandboxError as error:
         _complain(error)
-        return OURS
+        return _code_of(error)
 
 
 def _sandbox_of(given: argparse.Namespace) -> Sandbox:
@@ -380,6 +400,7 @@ def _sandbox_of(given: argparse.Namespace) -> Sandbox:
         confinement=given.confinement,
         enforcement=given.enforcement,
         record=given.record,
+        debug_dir=given.debug_dir,
     )
 
 
@@ -455,7 +476,7 @@ def _report(
     *,
     process: SandboxProcess | None = None,
     code: int = OURS,
-    error: LaunchError | None = None,
+    error: Error | None = None,
 ) -> None:
     data = summary(
         container,
@@ -465,13 +486,24 @@ def _report(
         root=None if process is None else process.achieved_root,
         limits=None if process is None else process.achieved_limits,
         limit=None if process is None else process.held.met(),
-        error=None if error is None else error.as_dict(),
+        error=None if error is None else _described(error),
     )
     if given.show:
         _show(data)
     if given.json:
         _flush()
         print(json.dumps(data), flush=True)
+
+
+def _described(error: Error) -> dict[str, object]:
+    if isinstance(error, LaunchError):
+        return error.as_dict()
+    number = getattr(error, "errno", None)
+    return {
+        "error": type(error).__name__,
+        "message": str(error),
+        "errno": None if number is None else errno.errorcode.get(number, str(number)),
+    }
 
 
 def _show(data: dict[str, Any]) -> None:

@@ -51,10 +51,13 @@ class RunscFailed(SandboxError):
 class CannotExec(SandboxError):
     """The program could not be started in the guest: not found, not executable, or no such directory to start it in."""
 
-    def __init__(self, args: tuple[str, ...], output: bytes) -> None:
+    def __init__(self, args: tuple[str, ...], output: bytes, errno: int | None = None) -> None:
         super().__init__(f"exec failed: {args[0]} was not started: {shown(output.strip())}")
         self.cmd: tuple[str, ...] = args
         self.output: bytes = output
+        """What runsc said."""
+        self.errno: int | None = errno
+        """ENOENT, EACCES ..., where that is why."""
 
 
 class GuestFailed(SandboxError, subprocess.CalledProcessError):

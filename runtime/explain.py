@@ -11,7 +11,7 @@ import os
 import secrets
 import stat as stat_
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from nucleus_gvisor.runtime.launch import LIMITS, Launch
 from nucleus_gvisor.runtime.limits import Held, Limits
 from nucleus_gvisor.runtime.options import Confinement, Enforcement, GVisorOciRunOptions, Platform, Program, StageMethod
 from nucleus_gvisor.runtime.rehearsal import NOTHING, Fds, Rehearsal, flags_of
+from nucleus_gvisor.runtime.said import FLAGS, Said
 from nucleus_gvisor.runtime.steps import confine, prepare, stage
 from nucleus_gvisor.runtime.supervisor import PATIENCE, Supervisor, may_fork
 
@@ -48,6 +49,8 @@ WHO = {
     "none": "nobody can here",
 }
 """Who enforces a limit, in the words of `limits`."""
+FREE = 1 << 20
+"""Above every descriptor."""
 ASKED = "PLATFORM"
 """Stands in the argument vector for what only the sealed binary can say."""
 
@@ -223,6 +226,7 @@ class _Dry(Launch):
                 "identified now, cloned in Confine; runsc is given the private place",
             )
         self._judge_network(bundle)
+        self._tell_logs()
         if self.options.record is None:
             name = f"{self.container_id}.{'?' * 12}.ndjson"
             self._say(
@@ -236,6 +240,16 @@ class _Dry(Launch):
         # Only the look of a place: its descriptor stands in where the child plan asks for an identity.
         self._base_fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self.place = Place(-1, base.path, component, directory=self._base_fd)
+
+    def _tell_logs(self) -> None:
+        """Their numbers are any that are free; these are no descriptor's."""
+        self.said = Said(*range(FREE, FREE + (2 if self.options.debug_dir is None else 3)))
+        for kind in self.said.descriptors:
+            if kind == "log" or self.options.debug_dir is None:
+                self._say("memfd_create", kind, "runsc says there why it fails: its standard error is the guest's too")
+            else:
+                path = f"{self.options.debug_dir}/{self.container_id}.{'?' * 12}.{kind}.log"
+                self._say("openat", f"{path} (O_CREAT|O_EXCL)", "it stays; its directory is judged as the base is")
 
     def _judge_lock(self, base: bytes, component: str) -> None:
         """Busy when the lock names a living owner; the lock itself is not tried, for that would take it."""
@@ -376,6 +390,10 @@ class _Dry(Launch):
             yield (item := next(self._child_calls))
             if item[0] == "report":
                 return
+
+    @property
+    def _flags(self) -> Collection[str]:
+        return FLAGS if self.options.program is Program.RUNSC else ()  # nobody has asked
 
     def _command_with(self, platform: str) -> tuple[list[bytes], dict[bytes, bytes]]:
         chosen = platform if self.options.platform is Platform.AUTO else self.options.platform.value

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import IO, NoReturn, Self
 
 from nucleus_gvisor.model.errors import LaunchError
-from nucleus_gvisor.runtime import _linux, interpreter, runsc
+from nucleus_gvisor.runtime import _linux, interpreter, runsc, said
 from nucleus_gvisor.runtime.audit import Record
 from nucleus_gvisor.runtime.bundle import HostPath, OciBundle
 from nucleus_gvisor.runtime.cleanup import state_component
+from nucleus_gvisor.runtime.errors import SandboxError
 from nucleus_gvisor.runtime.identity import Identity
 from nucleus_gvisor.runtime.launch import Launch, Programs
 from nucleus_gvisor.runtime.limits import Held, Limits
@@ -28,6 +29,7 @@ from nucleus_gvisor.runtime.options import (
     judge_id,
 )
 from nucleus_gvisor.runtime.paths import artifact_base
+from nucleus_gvisor.runtime.said import Said
 from nucleus_gvisor.runtime.steps import resolve, stage
 from nucleus_gvisor.runtime.streams import open_standard_descriptors
 from nucleus_gvisor.runtime.supervisor import Supervisor
@@ -65,6 +67,10 @@ class SandboxProcess:
         assert launch.confined is not None and launch.place is not None
         self._child: Supervisor = launch.confined.child
         self._place = launch.place
+        assert launch.said is not None
+        self._said: Said = launch.said
+        self._words = launch.words
+        self._failure: SandboxError | None = None
         self.held: Held = launch.limits or Held(Limits())
         """Its limits."""
         self._settling = threading.RLock()
@@ -163,10 +169,21 @@ class SandboxProcess:
         with suppress(ChildProcessError):
             os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
         self._child.hang_up()
+        if self.returncode == said.FAILED and self._failure is None:
+            self._failure = self._said.failure(self._words)
+        self._said.close()
         self.held.met()  # the cgroups know, and go now
         self.problems = tuple(self._place.remove())
         self._place.close()
         self._child.forget()
+
+    def failure(self) -> SandboxError | None:
+        """Why there is no end of the guest's own, once the supervisor has ended: CannotExec where its program could
+        not be executed, StartFailed where runsc could not start it, SandboxGone where the sandbox ended first.
+
+        `returncode` is 128 then, as runsc has it. None where the code is the guest's.
+        """
+        return self._failure
 
     def send_signal(self, number: int) -> None:
         """Send `number` to the supervisor (runsc), which ends on it, and its sandbox with it.

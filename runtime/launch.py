@@ -9,7 +9,7 @@ import os
 import resource
 import secrets
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,6 +48,7 @@ from nucleus_gvisor.runtime.options import (
     judge_id,
 )
 from nucleus_gvisor.runtime.paths import artifact_base, file_id, open_private
+from nucleus_gvisor.runtime.said import Said
 from nucleus_gvisor.runtime.steps import confine, exec_, fail, prepare, resolve, stage
 from nucleus_gvisor.runtime.streams import open_standard_descriptors
 
@@ -129,6 +130,8 @@ class Launch:
         self._plan: dict[str, Any] = {}
         self._laid_out = False
         self.confined: confine.Confined | None = None
+        self.said: Said | None = None
+        """Where runsc says why it failed; in place there is nobody to hear it."""
         self.command: tuple[bytes, ...] = ()
         """The arguments that the image was given."""
         self._trouble: LaunchError | None = None
@@ -332,6 +335,9 @@ class Launch:
             )
         self._guest = self._look_at(bundle)
         self._judge_network(bundle)
+        if not self._in_place:
+            name = f"{self.container_id}.{self.launch_id[:12]}"
+            self.said = Said.made(self.options.debug_dir, name, self._identity)
         if self._checkpoint is not None:
             # SAFETY: runsc opens it by path, later; what is on it can be changed by root and the caller alone.
             self._image = image.judged(self._checkpoint)
@@ -475,6 +481,7 @@ class Launch:
             host_root=self._identity is not None and self._identity.host_root,
             attendant=self._attendant,
             programs={} if self._programs is None else self._programs.files,
+            said={} if self.said is None else self.said.descriptors,
         )
 
     def _with_programs(self, config: bytes, source: str) -> bytes:
@@ -520,8 +527,21 @@ class Launch:
             ignore_cgroups=True if locked else None,
             overlay=None if release is None else runsc.overlay(release, self._guest.writable),
             image=self._image or None,
+            logs=() if self.said is None else self.said.arguments(self._flags),
         )
         return argv, runsc.environment(path + b"/runtime")
+
+    @property
+    def _flags(self) -> Collection[str]:
+        """The names of the flags that this runsc has."""
+        release = None if self.confined is None else self.confined.release
+        return () if release is None else release.flags
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The guest's program and its arguments."""
+        assert self._guest is not None
+        return tuple(self._guest.bundle.config["process"]["args"])
 
     def _exec(self, _: Facts) -> Mapping[str, object]:
         assert self.confined is not None and self.place is not None
@@ -540,6 +560,8 @@ class Launch:
         if self.limits is not None:
             platform = self.confined.platform or ""
             shown["held"] = self.limits.hold(self.confined.child.pid, self.place.directory, platform)
+        if self.said is not None and self.said.kept:
+            shown["debug"] = [os.fspath(path) for path in self.said.kept]
         return {**exec_.in_child(self.confined, argv, env), **shown}
 
     def _image_in_place(self) -> int:
@@ -597,6 +619,9 @@ class Launch:
         self._keep_record()
         stage.close(self._held)
         child = self.confined.child if self.confined is not None else None
+        if self.said is not None:
+            self.said.close()
+            self.said = None
         held = (child, self._staged, self._judged, self.place)
         self.confined = self._staged = self._judged = self.place = None
         self._held = {}

@@ -149,6 +149,8 @@ class GVisorOciRunOptions:
     """Where the launch keeps its directories; see `nucleus_gvisor.runtime.paths.artifact_base`."""
     record: Path | None = None
     """File that the record is appended to; default: one file a launch in `records/` of the artifact base."""
+    debug_dir: Path | None = None
+    """Where runsc's own debug and panic logs of this launch are kept: a directory that only the caller can change."""
     allow_hooks: bool = False
     """Accept a bundle's hooks. They run on the host, as the caller."""
     allow_flag_annotations: bool = False

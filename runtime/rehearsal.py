@@ -90,6 +90,8 @@ class Rehearsal:
         self.link: int = self.fds.new(_File("link"))
         for name, fd in child_plan["images"].items():
             self.fds.known[fd] = _File(name, size=sizes[name])
+        for name, fd in child_plan["said"].items():
+            self.fds.known[fd] = _File(f"runsc's {name} log")
         self.identities: dict[bytes, paths.FileId] = dict(self._identified())
         self.written: dict[bytes, bytes] = {b"/proc/self/mountinfo": b""}
         self.words: list[tuple[Any, ...]] = [("exec", *command)]

@@ -69,6 +69,7 @@ class OwnOptions(TypedDict, total=False):
     confinement: Confinement | str
     enforcement: Enforcement | str
     record: HostPath | None
+    debug_dir: HostPath | None
 
 
 class SandboxOptions(OwnOptions, total=False):
@@ -143,6 +144,7 @@ def request(
     confinement: Confinement | str = Confinement.MOUNT_LOCKED,
     enforcement: Enforcement | str = Enforcement.REQUIRED,
     record: HostPath | None = None,
+    debug_dir: HostPath | None = None,
 ) -> Request:
     """Judge the arguments that `Sandbox` documents."""
     where = Writable.asked(writable)
@@ -162,6 +164,7 @@ def request(
         writable=where or Writable.MEMORY,
         artifact_base=None if runtime_dir is None else Path(os.path.abspath(os.fsdecode(runtime_dir))),
         record=None if record is None else Path(os.fsdecode(record)),
+        debug_dir=None if debug_dir is None else Path(os.path.abspath(os.fsdecode(debug_dir))),
     )
     return Request(
         secrets.token_hex(16) if sandbox_id is None or sandbox_id == "" else sandbox_id,

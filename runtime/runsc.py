@@ -14,6 +14,8 @@ QUESTIONS = ([b"runsc", b"--version"], [b"runsc", b"flags"])
 """What the sealed binary is asked, where it is confined; `read_answers` reads the outputs."""
 KNOWN_LEAVE_RUNNING = 20240729
 """The oldest release that was seen to let a sandbox go on after a checkpoint; 20221219 ends it and restores another."""
+LOGS = (b"--log", b"--panic-log", b"--debug")
+"""The flags that only a launch has, the last before its verb: they name files that it alone is given."""
 VERBS = (b"run", b"restore")
 """What a launch has runsc do."""
 
@@ -66,12 +68,13 @@ def run_arguments(
     ignore_cgroups: bool | None = None,
     overlay: str | None = None,
     image: bytes | None = None,
+    logs: Sequence[bytes] = (),
     program: bytes = b"runsc",
 ) -> list[bytes]:
     """runsc's argument vector, in the reference's order: global flags before the subcommand (gvisor.rs:918).
 
-    `rootless` and `ignore_cgroups` default to what the options ask for; `overlay` is from `overlay`. With `image` a
-    checkpoint is restored, from that directory.
+    `rootless` and `ignore_cgroups` default to what the options ask for; `overlay` is from `overlay`, and `logs` are
+    those of `said.Said.arguments`. With `image` a checkpoint is restored, from that directory.
     """
     arguments = [program, b"--root", root]
     if options.runsc_rootless if rootless is None else rootless:
@@ -85,6 +88,7 @@ def run_arguments(
         b"--platform",
         platform.encode(),
         *(() if overlay is None else (b"--overlay2", overlay.encode())),
+        *logs,
         *((b"run",) if image is None else (b"restore", b"--image-path", image)),
         b"--bundle",
         bundle,
@@ -112,8 +116,8 @@ def needs_rootless(output: bytes) -> bool:
 
 
 def after_flags(command: Sequence[bytes]) -> int:
-    """Where, in the arguments of a launch, runsc's own flags end."""
-    return min(command.index(verb) for verb in VERBS if verb in command)
+    """Where, in the arguments of a launch, those of runsc's own flags end that its other commands have too."""
+    return min(command.index(word) for word in (*LOGS, *VERBS) if word in command)
 
 
 def read_answers(answers: list[tuple[int, bytes]]) -> Release:

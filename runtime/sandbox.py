@@ -87,6 +87,8 @@ from nucleus_gvisor.runtime.request import (
     seconds,
     words_of,
 )
+from nucleus_gvisor.runtime.said import FAILED as RUNSC_FAILED
+from nucleus_gvisor.runtime.said import reason_of
 
 Wrote = TypeVar("Wrote", bound=Output, covariant=True)
 """What a program's captured streams are: str, bytes, or None where they may not have been captured."""
@@ -97,8 +99,6 @@ MAX_TREE = 64
 """A command with more processes than this is ended with its whole sandbox."""
 TREE_PATIENCE = 5.0
 """Seconds after which a command that cannot be ended is ended with its whole sandbox."""
-RUNSC_FAILED = 128
-"""The exit code of a command of runsc's that failed by itself."""
 CHECKPOINT_PATIENCE = 600.0
 """Seconds that a checkpoint may take: all the guest's memory is written."""
 _ROW = re.compile(
@@ -285,7 +285,8 @@ def run(
     `input` or `stdin` is given. `text` decodes as UTF-8, and never fails over what the guest wrote. Nothing of the
     guest outlives the call, whatever ends it: TimeoutExpired after `timeout` seconds, OutputLimit for more than
     `max_output` bytes on a stream, and OutOfMemory, TooManyProcesses and LifetimeExpired for the sandbox's own limits
-    carry the output until then, GuestFailed with `check` the code too. A LaunchError means that nothing ran.
+    carry the output until then, GuestFailed with `check` the code too. Nothing ran after a LaunchError, after
+    CannotExec (there is no such program, or it cannot be executed) and after StartFailed (runsc says why).
     """
     asked = request(**options)
     seconds(timeout)
@@ -374,6 +375,10 @@ def ended(
         raise TimeoutExpired(list(words), timeout or 0, out, err)
     if code and (met := process.held.met()) is not None:
         raise _limit_met(met, process.held.limits, out, err)
+    if (failure := process.failure()) is not None:
+        if isinstance(failure, SandboxGone):
+            failure.stdout, failure.stderr = out, err
+        raise failure
     returncode = code if code >= 0 else 128 - code
     done: CompletedRun[Any] = CompletedRun(
         words, returncode, out, err, process.record, process.achieved, process.achieved_limits, process.achieved_root
@@ -463,9 +468,9 @@ class Sandbox:
     may the guest write to its root: False, "memory" or True (to a layer of this sandbox alone, which is gone with it),
     or "host" (to `rootfs` itself, refused where others can write it). Nothing of ours is ever made in it. `user` of the
     guest's processes, as UID, (UID, GID) or "UID:GID"; `hostname`; `rlimits` as in `OciBundle.build`; `runsc`, the
-    binary to use, and `pin`, its SHA-256; `platform`, `confinement`, `enforcement` and `record` as in
-    `GVisorOciRunOptions`; and limits of the whole sandbox, as in `Limits`: `memory` in bytes, `cpus`, `pids`,
-    `lifetime` in seconds, and `limits`, "required" or "best_effort". Who enforces which is in `achieved_limits`; a
+    binary to use, and `pin`, its SHA-256; `platform`, `confinement`, `enforcement`, `record` and
+    `debug_dir` as in `GVisorOciRunOptions`; and limits of the whole sandbox, as in `Limits`: `memory` in bytes, `cpus`,
+    `pids`, `lifetime` in seconds, and `limits`, "required" or "best_effort". Who enforces which is in `achieved_limits`; a
     sandbox that meets one ends, and what was done in it then raises OutOfMemory, TooManyProcesses or LifetimeExpired,
     each a SandboxGone.
 
@@ -576,8 +581,11 @@ class Sandbox:
             raise StartFailed(f"the guest did not start within {PATIENCE:g} s{self._said()}")
         if os.read(alive, 1) != guest.READY:
             with suppress(TimeoutError, ChildProcessError):  # then nobody knows
-                if self._service and 0 < (code := self._process.wait(PATIENCE)) < 128:  # runsc's own failures have 128
-                    raise CannotExec(self._service, os.strerror(code).encode())
+                code = self._process.wait(PATIENCE)
+                if (failure := self._process.failure()) is not None:
+                    raise failure
+                if self._service and 0 < code < RUNSC_FAILED:
+                    raise CannotExec(self._service, os.strerror(code).encode(), code)
             raise StartFailed(f"runsc did not start the guest{self._said()}")
 
     def _await_answer(self) -> None:
@@ -591,6 +599,10 @@ class Sandbox:
             except RunscFailed as error:  # not yet
                 if time.monotonic() > deadline:
                     raise StartFailed(f"the guest was not restored within {PATIENCE:g} s: {error}") from error
+        with suppress(TimeoutError, ChildProcessError):
+            self._process.wait(PATIENCE)
+            if (failure := self._process.failure()) is not None:
+                raise StartFailed(f"runsc did not restore the guest: {failure}")
         raise StartFailed(f"runsc did not restore the guest{self._said()}")
 
     def _said(self) -> str:
@@ -851,7 +863,7 @@ class Sandbox:
                 with suppress(BlockingIOError):
                     output += os.read(fd, 1 << 12)
         self._see_that_it_lives()
-        raise CannotExec(words, output)
+        raise CannotExec(words, output, reason_of(output))
 
     def _see_that_it_lives(self) -> None:
         """SandboxGone unless it does: a command of runsc's that failed has the same code for all reasons, and may have

@@ -120,7 +120,8 @@ class Supervisor:
             text = marshal.dumps(dict(plan))
             while text:
                 text = text[memory.write(text) :]
-            keep = {0, 1, 2, link, memory.fileno(), *fds, *plan["stdio"], *plan["images"].values()}
+            kept = (*plan["images"].values(), *plan["said"].values())
+            keep = {0, 1, 2, link, memory.fileno(), *fds, *plan["stdio"], *kept}
             if plan["attendant"] is not None:
                 keep.add(plan["attendant"])
             actions = [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in sorted(keep)]

@@ -194,6 +194,7 @@ def plan(
     host_root: bool,
     attendant: int | None,
     programs: Mapping[str, bytes],
+    said: Mapping[str, int],
 ) -> dict[str, Any]:
     """The child's plan as marshal data, every key that `_child` reads."""
     return {
@@ -217,6 +218,7 @@ def plan(
         "parent": os.getpid(),
         "attendant": attendant,
         "programs": dict(programs),
+        "said": dict(said),
         "questions": [],
         "trial": None,
     }
