@@ -23,18 +23,20 @@ test: setup-test lint ## Set up everything, then lint, types and all tests
 	@$(TESTS)
 
 coverage: setup-test ## The same tests, measured (long); fails where model/ or runtime/ has an unexplained line
-	@rm -f .coverage .coverage.*
-	@status=0; ( PYTEST='$(BIN)/coverage run -m pytest'; $(TESTS) ) || status=$$?; \
-	$(BIN)/coverage combine --quiet; $(BIN)/coverage report || status=$$?; \
+	@rm -rf .coverage .coverage.* $(MEASURED) && mkdir -p $(MEASURED)
+	@status=0; ( PYTEST='$(BIN)/pytest --cov --cov-report='; $(TESTS) ) || status=$$?; \
+	$(BIN)/coverage combine --quiet $(MEASURED)/*; $(BIN)/coverage report || status=$$?; \
 	$(BIN)/coverage report --include='model/*,runtime/*' --fail-under=100 >/dev/null || status=$$?; exit $$status
 
 # In two processes, because a launch waits for others most of the time; each without threads, because a launch from a
 # process with threads goes another way (pytest-xdist's workers have some). The shell ignores SIGINT for what runs beside,
 # as whoever has us run in the background does for all.
 HALF = tests/hostile tests/sandbox
+# Under --cov each collects what its own children have left beside its file, and would take the other's.
+MEASURED = $(CURDIR)/.venv/coverage
 TESTS = pytest="env --default-signal=INT,QUIT $${PYTEST:-$(BIN)/pytest}"; status=0; \
-	$$pytest -m "not campaign" $(HALF) >.venv/half.log 2>&1 & half=$$!; \
-	$$pytest -m "not campaign" $(addprefix --ignore=,$(HALF)) || status=$$?; \
+	COVERAGE_FILE=$(MEASURED)/half $$pytest -m "not campaign" $(HALF) >.venv/half.log 2>&1 & half=$$!; \
+	COVERAGE_FILE=$(MEASURED)/rest $$pytest -m "not campaign" $(addprefix --ignore=,$(HALF)) || status=$$?; \
 	wait $$half || status=$$?; cat .venv/half.log; [ $$status = 0 ]
 
 # The model, the graph, the steps by themselves, and one real launch a kind of caller: a minute at most.

@@ -262,7 +262,9 @@ def _forked(source: str, arguments: tuple[str, ...], stdin: int) -> "subprocess.
                 os.close(fd)
 
 
-def _play(source: str, arguments: tuple[str, ...], stdin: int, writer: int) -> None:  # pragma: no cover - likewise
+def _play(
+    source: str, arguments: tuple[str, ...], stdin: int, writer: int
+) -> None:  # pragma: no cover - likewise in a fork of its own
     code = 1
     try:
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)

@@ -98,3 +98,20 @@ def test_what_ends_in_execve_is_measured(base: Path) -> None:
     code = {number for number, line in enumerate(PROGRAM.splitlines(), 1) if line.strip()}
     assert lines == code
     assert list(folder.iterdir()) == []
+
+
+def test_pytest_cov_measures_from_the_first_line(base: Path) -> None:
+    """No plugin of ours imports what is to be measured before pytest-cov can: lines that run at import count."""
+    environment = {**os.environ, "COVERAGE_FILE": os.fspath(base / "data")}
+    argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--cov", "--cov-report="]
+    done = subprocess.run(
+        [*argv, "tests/model/test_facts.py"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stdout
+    coverage = pytest.importorskip("coverage")
+    data = coverage.CoverageData(os.fspath(base / "data"))
+    data.read()
+    for name in ("__init__", "facts", "states", "machine"):
+        source = (ROOT / f"model/{name}.py").read_text().splitlines()
+        imports = {number for number, line in enumerate(source, 1) if line.startswith(("from ", "import ", "class "))}
+        assert imports <= set(data.lines(os.fspath(ROOT / f"model/{name}.py"))), name

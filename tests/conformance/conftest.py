@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from nucleus_gvisor.model.pytest_plugin import launcher_conformance as launcher_conformance
+from nucleus_gvisor.spec.pytest_plugin import launcher_conformance as launcher_conformance
 from tests.conformance.real import RealDriver
 from tests.conformance.world import Site, site
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nucleus_gvisor.model import conformance as c
-from nucleus_gvisor.model.pytest_plugin import Conformance
+from nucleus_gvisor.spec.pytest_plugin import Conformance
 from tests.conformance.second_launcher import PlainDriver
 from tests.conformance.world import Site
 
@@ -83,7 +83,7 @@ def test_undisturbed_it_conforms_where_nothing_is_promised(
 def test_the_fixture_fails_with_a_table(tmp_path: Path) -> None:
     """A test of somebody else's that uses the plugin fails, and says in which edges its launcher does."""
     (tmp_path / "conftest.py").write_text(
-        "from nucleus_gvisor.model.pytest_plugin import launcher_conformance as launcher_conformance\n"
+        "from nucleus_gvisor.spec.pytest_plugin import launcher_conformance as launcher_conformance\n"
     )
     (tmp_path / "test_it.py").write_text(
         "from nucleus_gvisor.model.conformance import ModelDriver, ask\n"

