@@ -55,6 +55,7 @@ from nucleus_gvisor.model.errors import (
     Untrusted,
 )
 from nucleus_gvisor.runtime.audit import Record
+from nucleus_gvisor.runtime.bounds import RecordBounds
 from nucleus_gvisor.runtime.bundle import Mount, MountType, OciBundle
 from nucleus_gvisor.runtime.errors import (
     CannotExec,
@@ -65,6 +66,7 @@ from nucleus_gvisor.runtime.errors import (
     NoEventLoop,
     OutOfMemory,
     OutputLimit,
+    RecordsFull,
     RunscFailed,
     SandboxError,
     SandboxGone,
@@ -75,6 +77,7 @@ from nucleus_gvisor.runtime.errors import (
 from nucleus_gvisor.runtime.gvisor import GVisorRuntime, RunscPath, SandboxProcess
 from nucleus_gvisor.runtime.limits import Limits
 from nucleus_gvisor.runtime.options import (
+    Audit,
     Confinement,
     Enforcement,
     GVisorOciRunOptions,
@@ -94,6 +97,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AsyncGuestProcess",
     "AsyncSandbox",
+    "Audit",
     "BadArgument",
     "BadBase",
     "BadBundle",
@@ -143,7 +147,9 @@ __all__ = [
     "Process",
     "Program",
     "Record",
+    "RecordBounds",
     "RecordRejected",
+    "RecordsFull",
     "Refused",
     "Release",
     "RunscFailed",

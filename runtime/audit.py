@@ -1,16 +1,19 @@
 """The launch's record on disk: appended, and durable before the transition that it tells of commits. And its audit."""
 
+import errno
 import os
 import stat
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-from nucleus_gvisor.model.errors import BadArgument, RecordRejected, StepFailed, shown
+from nucleus_gvisor.model.errors import BadArgument, LaunchError, RecordRejected, StepFailed, shown
 from nucleus_gvisor.model.record import Line, Reader, TransitionRecord
 from nucleus_gvisor.model.replay import Follower, Steps, fold
 from nucleus_gvisor.runtime import _linux as linux
+from nucleus_gvisor.runtime.retention import LEDGER, Ledger
 
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
@@ -25,6 +28,9 @@ class Record:
     def __init__(self) -> None:
         self.path: Path | None = None
         self.problem: str | None = None
+        self.audit = "required"
+        """What was asked for (`options.Audit`). Unless "required", a line that cannot be written fails nothing, and
+        `problem` says why the file has no more."""
         self._lines: list[TransitionRecord] = []
         self._fd = -1
 
@@ -83,7 +89,7 @@ class Record:
                 raise
         except OSError as error:
             raise StepFailed(
-                "the record cannot be written", step="Prepare", path=path, observed=error.strerror
+                "the record cannot be written", step="Prepare", path=path, observed=error.strerror, hint=_hint(error)
             ) from error
 
     def _adopt(self, fd: int, path: Path) -> None:
@@ -100,6 +106,11 @@ class Record:
             raise
         self._fd, self.path = fd, path
 
+    @property
+    def achieved(self) -> str:
+        """Where the record is: "file", whole and on disk, or "memory" alone."""
+        return "file" if self.path and not self.problem else "memory"
+
     def append(self, line: TransitionRecord) -> None:
         """Keep `line`, and have it on disk before returning. The machine's sink."""
         kept = len(self._lines)
@@ -107,6 +118,11 @@ class Record:
             self._lines.append(line)
             if self._fd >= 0:
                 self._write(self._fd, self.path, line)
+        except StepFailed as error:
+            if self.audit == "required":
+                del self._lines[kept:]
+                raise
+            self.give_up(error)
         except BaseException:
             del self._lines[kept:]
             raise
@@ -125,8 +141,17 @@ class Record:
                 raise
         except OSError as error:
             raise StepFailed(
-                "the record cannot be written", step="record", path=path, observed=error.strerror or str(error)
+                "the record cannot be written",
+                step="record",
+                path=path,
+                observed=error.strerror or str(error),
+                hint=_hint(error),
             ) from error
+
+    def give_up(self, error: LaunchError) -> None:
+        """Write no more, and say why; the lines are kept in memory."""
+        self.problem = str(error)
+        self.close()
 
     def end(self, line: TransitionRecord) -> None:
         """Keep the line that says how the launch failed. It has failed, written or not: `problem` says when not."""
@@ -134,8 +159,7 @@ class Record:
             self.append(line)
         except StepFailed as error:
             self._lines.append(line)
-            self.problem = str(error)
-            self.close()
+            self.give_up(error)
 
     def retract(self) -> None:
         """Take the last line back: in-place, Exec is written before execve, which may still refuse."""
@@ -153,6 +177,12 @@ class Record:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             linux.close(fd)
+
+
+def _hint(error: OSError) -> str:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return ""
+    return "make room (nucleus-gvisor records prune; keep_records), or go on without a record (audit best_effort)"
 
 
 # ---- the audit ----
@@ -210,7 +240,7 @@ def verify(paths: Iterable[Path], heads: Collection[str] = ()) -> Iterator[Findi
         below = sorted(
             os.path.join(folder, name) for folder, _, names in os.walk(path, onerror=closed.append) for name in names
         )
-        records = [file for file in below if os.path.splitext(file)[1] == SUFFIX]
+        records = [file for file in below if file.endswith((SUFFIX, "/" + LEDGER))]
         for file in records:
             yield from _audit(file, heads, found, known, follow=False)
         for error in closed:
@@ -234,6 +264,22 @@ def _name(path: HostPath) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
+def _judged_ledger(path: HostPath, ledger: Ledger, file: BinaryIO, heads: Collection[str], found: set[str]) -> Finding:
+    """What there is to say of a list of removed records. Its heads are of lines, as a record's are."""
+    verdict, reason = "accepted", "accepted"
+    try:
+        ledger.follow(file)
+        began = f", {ledger.dropped} older ones were dropped" if ledger.dropped else ""
+        words = f"accepted, {ledger.lines} lines of {ledger.removed} removed records{began}, head {ledger.head}"
+        found.update({ledger.head} & set(heads))
+    except RecordRejected as error:
+        verdict, reason, words = "rejected", error.reason, f"REJECTED: {error}"
+    return Finding(
+        verdict=verdict, file=_name(path), lines=ledger.lines, head=ledger.head if ledger.lines else None,
+        reason=reason, words=words,
+    )  # fmt: skip
+
+
 @dataclass(slots=True)
 class _Launch:
     follower: Follower
@@ -254,6 +300,7 @@ def _audit(
     path: HostPath, heads: Collection[str], found: set[str], known: _Known, *, follow: bool = True
 ) -> Iterator[Finding]:
     launches: dict[str, _Launch] = {}
+    ledger = Ledger() if os.path.basename(path) == LEDGER else None
     broken: RecordRejected | None = None
     try:
         # To open a device may be to act, and a FIFO to wait; what was swapped in meanwhile is not read either.
@@ -263,6 +310,9 @@ def _audit(
             yield _unreadable(path, "not a regular file")
             return
         with open(fd, "rb") as file:
+            if ledger is not None:
+                yield _judged_ledger(path, ledger, file, heads, found)
+                return
             for line in known.reader.lines(file):
                 launch = launches.setdefault(line.record.launch, _Launch(Follower(known.steps)))
                 if len(launches) > MOST_LAUNCHES:

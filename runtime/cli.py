@@ -15,11 +15,13 @@ from typing import Any
 from nucleus_gvisor.model.errors import BadArgument, Error, LaunchError
 from nucleus_gvisor.runtime import audit
 from nucleus_gvisor.runtime.audit import Record
+from nucleus_gvisor.runtime.bounds import KEPT, RecordBounds
 from nucleus_gvisor.runtime.bundle import OciBundle
 from nucleus_gvisor.runtime.errors import CannotExec, SandboxError
 from nucleus_gvisor.runtime.gvisor import GVisorRuntime, SandboxProcess
 from nucleus_gvisor.runtime.limits import Limits
 from nucleus_gvisor.runtime.options import (
+    Audit,
     Confinement,
     Enforcement,
     GVisorOciRunOptions,
@@ -172,9 +174,37 @@ def _add_owner(verbs: Any) -> None:
     kill.add_argument("ids", nargs="+", metavar="ID")
     kill.set_defaults(command=_kill)
     gc = verbs.add_parser("gc", help="remove what launches that were killed left; each launch does so too")
+    gc.add_argument(
+        "--records", action="store_true", help="also remove records over --keep-records, and print their names"
+    )
     gc.set_defaults(command=_gc)
-    for verb in (ps, kill, gc):
+    listed, pruned = _add_records(verbs)
+    for verb in (gc, pruned):
+        verb.add_argument("--keep-records", metavar="BOUNDS", type=_bounds, default=KEPT, help="as for run")
+    for verb in (ps, kill, gc, listed, pruned):
         verb.add_argument("--artifact-base", metavar="DIR", type=Path, help="where launches keep their directories")
+
+
+def _add_records(verbs: Any) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+    from nucleus_gvisor.runtime import records
+
+    both = verbs.add_parser("records", help="list and remove records").add_subparsers(required=True, metavar="VERB")
+    listed = both.add_parser("list", help="list the records of an artifact base, the oldest first")
+    listed.add_argument("--json", action="store_true", help="print one JSON object a line")
+    listed.add_argument("--id", metavar="ID", help="of this container alone")
+    listed.add_argument("--state", metavar="STATE", help="whose last line leads there: Exec'd, Failed, Confined ...")
+    listed.add_argument("--older", metavar="DAYS", type=float, default=0, help="whose last line is older")
+    listed.set_defaults(command=records.list_)
+    pruned = both.add_parser(
+        "prune",
+        help="remove records over --keep-records",
+        description="Remove records of launches that came to their guest, whose sandbox has ended, the oldest first. "
+        f"What is removed is written to {records.LEDGER} beside them before, which `audit verify` judges.",
+    )
+    pruned.add_argument("--dry-run", action="store_true", help="print what would be removed, and remove nothing")
+    pruned.add_argument("--json", action="store_true", help="print one JSON object a line")
+    pruned.set_defaults(command=records.prune)
+    return listed, pruned
 
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
@@ -189,6 +219,13 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 def limits_of(given: argparse.Namespace) -> Limits:
     """The limits that the arguments mean."""
     return Limits(memory=given.memory, cpus=given.cpus, pids=given.pids, enforcement=given.limits)
+
+
+def _bounds(text: str) -> RecordBounds:
+    try:
+        return RecordBounds.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _size(text: str) -> int:
@@ -218,6 +255,10 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
     add("--runsc", metavar="PATH", help="use this runsc instead of searching")
     add("--record", metavar="FILE", type=Path, help="append the record to FILE")
     add("--debug-dir", metavar="DIR", type=Path, help="keep runsc's own debug and panic logs of this launch there")
+    add("--audit", choices=[str(a) for a in Audit], default="required", help="what happens when the record cannot be "
+        "written: the launch fails (default), or goes without; off: none is written")  # fmt: skip
+    add("--keep-records", metavar="BOUNDS", type=_bounds, default=KEPT, help="how many records of other launches stay, "
+        "as count=N,days=N,size=BYTES; 0: no bound (default: count=10000,days=30,size=256M)")  # fmt: skip
     add("--mount", metavar="SRC:DST[:ro|rw]", action="append", default=[], help="show a host path to the guest (ro)")
     add(
         "--env", metavar="NAME=VALUE", action="append", default=[], help="set a guest variable; NAME alone passes it on"
@@ -245,6 +286,8 @@ def options_of(given: argparse.Namespace) -> GVisorOciRunOptions:
         artifact_base=given.artifact_base,
         record=given.record,
         debug_dir=None if given.debug_dir is None else Path(_absolute(given.debug_dir)),
+        audit=given.audit,
+        keep_records=given.keep_records,
         allow_hooks=given.allow_hooks,
     )
 
@@ -401,6 +444,8 @@ def _sandbox_of(given: argparse.Namespace) -> Sandbox:
         enforcement=given.enforcement,
         record=given.record,
         debug_dir=given.debug_dir,
+        audit=given.audit,
+        keep_records=given.keep_records,
     )
 
 
@@ -457,8 +502,16 @@ def summary(container: str, record: Record | None, **more: Any) -> dict[str, Any
         "runsc": next((file["path"] for file in files), None),
         "digests": stage.get("digests"),
         "stage": stage.get("method"),
-        "requested": {"confinement": last.get("confinement"), "enforcement": last.get("enforcement")},
-        "achieved": {"confinement": last.get("confined"), "proved": last.get("proved")},
+        "requested": {
+            "confinement": last.get("confinement"),
+            "enforcement": last.get("enforcement"),
+            "audit": None if record is None else record.audit,
+        },
+        "achieved": {
+            "confinement": last.get("confined"),
+            "proved": last.get("proved"),
+            "audit": None if record is None else record.achieved,
+        },
         "platform": confine.get("platform"),
         "release": confine.get("release"),
         "ms": {line.action: line.ms for line in lines},
@@ -561,6 +614,11 @@ def _gc(given: argparse.Namespace) -> int:
 
     for name in owner.gc(given.artifact_base):
         print(name)
+    if given.records:
+        from nucleus_gvisor.runtime import retention
+
+        for one in retention.prune(given.keep_records, given.artifact_base):
+            print(one.kept.name)
     return 0
 
 

@@ -22,6 +22,13 @@ class LimitUnavailable(StepFailed):
     """A limit that was asked for cannot be enforced on this host as this user; nothing ran."""
 
 
+class RecordsFull(StepFailed):
+    """The launch is to be recorded, and records that may not be removed fill the bounds of their directory.
+
+    Look at them (`nucleus-gvisor records list`), move them to an archive, or ask for wider bounds (`keep_records`).
+    """
+
+
 class NoEventLoop(Error, RuntimeError):
     """What is asynchronous was called where no event loop of asyncio's runs (trio, by hand); nothing was begun."""
 

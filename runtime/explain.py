@@ -34,7 +34,15 @@ from nucleus_gvisor.runtime.cleanup import Place, state_component
 from nucleus_gvisor.runtime.identity import Identity
 from nucleus_gvisor.runtime.launch import LIMITS, Launch
 from nucleus_gvisor.runtime.limits import Held, Limits
-from nucleus_gvisor.runtime.options import Confinement, Enforcement, GVisorOciRunOptions, Platform, Program, StageMethod
+from nucleus_gvisor.runtime.options import (
+    Audit,
+    Confinement,
+    Enforcement,
+    GVisorOciRunOptions,
+    Platform,
+    Program,
+    StageMethod,
+)
 from nucleus_gvisor.runtime.rehearsal import NOTHING, Fds, Rehearsal, flags_of
 from nucleus_gvisor.runtime.said import FLAGS, Said
 from nucleus_gvisor.runtime.steps import confine, prepare, stage
@@ -153,7 +161,7 @@ class _Dry(Launch):
         self._say(
             "openat", "/dev/null until descriptors 0, 1 and 2 are taken", "the next file must not become a stream"
         )
-        if self.options.record is not None:
+        if self.options.record:
             self._say("openat", f"{self.options.record} (O_CREAT|O_APPEND|O_NOFOLLOW)", "the record that was named")
             _judge_record(self.options.record)
         self._say("judge", f"container id {self.container_id!r}"[:120], "runsc takes some ids as flags")
@@ -227,8 +235,13 @@ class _Dry(Launch):
             )
         self._judge_network(bundle)
         self._tell_logs()
-        if self.options.record is None:
+        if self.options.record is None and self.options.audit is not Audit.OFF:
             name = f"{self.container_id}.{'?' * 12}.ndjson"
+            self._say(
+                "prune",
+                f"{text}/{prepare.RECORDS}: within {self.options.keep_records}",
+                "the oldest of launches that came to their guest and have ended; now and then",
+            )
             self._say(
                 "openat",
                 f"{text}/{prepare.RECORDS}/{name} (O_CREAT|O_EXCL)",

@@ -32,7 +32,7 @@ from nucleus_gvisor.model.machine import LaunchMachine, fresh
 from nucleus_gvisor.model.record import TransitionRecord
 from nucleus_gvisor.model.states import TERMINAL, LaunchState
 from nucleus_gvisor.model.table import CONFINE, STAGE, failure_row
-from nucleus_gvisor.runtime import _child, image, interpreter, runsc
+from nucleus_gvisor.runtime import _child, image, interpreter, retention, runsc
 from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.audit import Record
 from nucleus_gvisor.runtime.bundle import HostPath, OciBundle
@@ -40,6 +40,7 @@ from nucleus_gvisor.runtime.cleanup import Place
 from nucleus_gvisor.runtime.identity import Identity
 from nucleus_gvisor.runtime.limits import Held
 from nucleus_gvisor.runtime.options import (
+    Audit,
     Confinement,
     Enforcement,
     GVisorOciRunOptions,
@@ -194,8 +195,11 @@ class Launch:
     def begin(self) -> LaunchMachine:
         """The machine, in Unresolved. The binary has been looked at: whether it has side binaries decides the stage."""
         open_standard_descriptors()
-        if self.options.record is not None:
-            self.record.open(self.options.record)
+        self.record.audit = self.options.audit.value
+        if self.options.audit is Audit.OFF:
+            self.record.problem = "not asked for: audit is off"
+        elif named := self.options.record:
+            self._recorded(lambda: self.record.open(named))
         self._look(self._look_resolve)
         container = str(self.container_id)[:64]
         self.machine = LaunchMachine(self._begin(), self, sink=self._sink, launch=self.launch_id, container=container)
@@ -374,8 +378,8 @@ class Launch:
     def _prepare(self, _: Facts) -> Mapping[str, object]:
         place = self.place
         assert place is not None and self._guest is not None
-        if self.options.record is None:
-            self._open_record(place)
+        if self.record.path is None and self.record.problem is None:
+            self._recorded(lambda: self._open_record(place))
         place.make()
         bundle = self._guest.bundle
         return {
@@ -385,9 +389,19 @@ class Launch:
             "root": self._guest.root,
         }
 
+    def _recorded(self, open_: Callable[[], None]) -> None:
+        try:
+            open_()
+        except LaunchError as error:
+            if self.options.audit is Audit.REQUIRED:
+                raise
+            self.record.give_up(error)
+
     def _open_record(self, place: Place) -> None:
         directory = prepare.records(place)
         try:
+            path = place.base_path + b"/" + prepare.RECORDS.encode()
+            retention.Store(directory, place.base, path).make_room(self.options.keep_records)
             name = f"{self.container_id}.{self.launch_id[:12]}.ndjson"
             self.record.open_in(directory, name, Path(os.fsdecode(place.base_path)) / prepare.RECORDS / name)
         finally:

@@ -4,8 +4,10 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Literal
 
 from nucleus_gvisor.model.errors import BadArgument, BadId
+from nucleus_gvisor.runtime.bounds import KEPT, RecordBounds
 
 
 class NetworkMode(StrEnum):
@@ -89,6 +91,17 @@ class Writable(StrEnum):
             ) from None
 
 
+class Audit(StrEnum):
+    """What happens where the launch's record cannot be written."""
+
+    REQUIRED = "required"
+    """The launch fails; the default."""
+    BEST_EFFORT = "best_effort"
+    """The launch goes on without one, and `Record.problem` says why."""
+    OFF = "off"
+    """No record is written; the lines are in memory all the same."""
+
+
 class Program(StrEnum):
     """What the supervisor is."""
 
@@ -147,8 +160,12 @@ class GVisorOciRunOptions:
     """Where writes to the guest's root go, when it may be written: when the bundle's root.readonly is not true."""
     artifact_base: Path | None = None
     """Where the launch keeps its directories; see `nucleus_gvisor.runtime.paths.artifact_base`."""
-    record: Path | None = None
-    """File that the record is appended to; default: one file a launch in `records/` of the artifact base."""
+    record: Path | Literal[False] | None = None
+    """File that the record is appended to; default: one file a launch in `records/` of the artifact base. False is the
+    same as `audit=OFF`."""
+    audit: Audit = Audit.REQUIRED
+    keep_records: RecordBounds = KEPT
+    """How many records of other launches stay in `records/`; see `nucleus_gvisor.runtime.retention`."""
     debug_dir: Path | None = None
     """Where runsc's own debug and panic logs of this launch are kept: a directory that only the caller can change."""
     allow_hooks: bool = False
@@ -165,6 +182,7 @@ class GVisorOciRunOptions:
             ("stage", StageMethod),
             ("program", Program),
             ("writable", Writable),
+            ("audit", Audit),
         ):
             try:
                 object.__setattr__(self, name, kind(getattr(self, name)))
@@ -174,6 +192,7 @@ class GVisorOciRunOptions:
                 ) from error
         if self.pin is not None:
             object.__setattr__(self, "pin", judge_pin(self.pin))
+        self._judge_audit()
         if self.require_supervisor_exec_policy and self.enforcement is not Enforcement.REQUIRED:
             raise BadArgument(
                 "require_supervisor_exec_policy contradicts enforcement",
@@ -181,3 +200,19 @@ class GVisorOciRunOptions:
                 observed=self.enforcement.value,
                 expected="required",
             )
+
+    def _judge_audit(self) -> None:
+        if self.record is False:
+            if self.audit is Audit.BEST_EFFORT:
+                raise self._contradicts_audit("record=False", "no record at all is audit off")
+            object.__setattr__(self, "record", None)
+            object.__setattr__(self, "audit", Audit.OFF)
+        if self.audit is Audit.OFF and self.record is not None:
+            raise self._contradicts_audit(f"record {self.record}", "where nothing is written no file is named")
+        if self.audit is Audit.OFF and self.keep_records != KEPT:
+            raise self._contradicts_audit("keep_records", "bounds are looked after by launches that leave a record")
+
+    def _contradicts_audit(self, what: str, why: str) -> BadArgument:
+        return BadArgument(
+            f"{what} contradicts audit", step="Resolve", observed=self.audit.value, expected="one of the two", hint=why
+        )

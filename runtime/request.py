@@ -11,12 +11,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypedDict, runtime_checkable
+from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
 
+from nucleus_gvisor.runtime.bounds import KEPT, RecordBounds
 from nucleus_gvisor.runtime.bundle import DEFAULT_ENV, HostPath, Mount, MountType, OciBundle
 from nucleus_gvisor.runtime.gvisor import GVisorRuntime
 from nucleus_gvisor.runtime.limits import Limits
 from nucleus_gvisor.runtime.options import (
+    Audit,
     Confinement,
     Enforcement,
     GVisorOciRunOptions,
@@ -68,7 +70,9 @@ class OwnOptions(TypedDict, total=False):
     platform: Platform | str
     confinement: Confinement | str
     enforcement: Enforcement | str
-    record: HostPath | None
+    record: HostPath | Literal[False] | None
+    audit: Audit | str
+    keep_records: RecordBounds
     debug_dir: HostPath | None
 
 
@@ -143,7 +147,9 @@ def request(
     platform: Platform | str = Platform.AUTO,
     confinement: Confinement | str = Confinement.MOUNT_LOCKED,
     enforcement: Enforcement | str = Enforcement.REQUIRED,
-    record: HostPath | None = None,
+    record: HostPath | Literal[False] | None = None,
+    audit: Audit | str = Audit.REQUIRED,
+    keep_records: RecordBounds = KEPT,
     debug_dir: HostPath | None = None,
 ) -> Request:
     """Judge the arguments that `Sandbox` documents."""
@@ -163,7 +169,9 @@ def request(
         pin=pin,
         writable=where or Writable.MEMORY,
         artifact_base=None if runtime_dir is None else Path(os.path.abspath(os.fsdecode(runtime_dir))),
-        record=None if record is None else Path(os.fsdecode(record)),
+        record=record if record is None or record is False else Path(os.fsdecode(record)),
+        audit=audit,  # type: ignore[arg-type]
+        keep_records=keep_records,
         debug_dir=None if debug_dir is None else Path(os.path.abspath(os.fsdecode(debug_dir))),
     )
     return Request(
