@@ -29,6 +29,8 @@ FAILED = 125
 MAX_PACKET = 1 << 17
 WAITING = b"ngv-before-exec"
 """The process's name until execve gives it another: a dead process still has its name, so that it can be told apart."""
+IMAGE = "image"
+"""Where, below the container's directory, the files of a checkpoint are that is restored."""
 PROGRAMS = "programs"
 """Where, below the container's directory, our own programs for the guest lie."""
 ANSWER_LIMIT = 1 << 16
@@ -178,6 +180,7 @@ def _locked(plan: Plan) -> tuple[int, dict[str, object]]:
         # descriptor from outside is on a mount of the old namespace, and a path may have changed its meaning.
         step = "clone the bundle's binds"
         binds = [_clone(*bind) for bind in plan["binds"]]
+        binds += [(_clone_file(path, identity), f"{IMAGE}/{name}") for path, identity, name in plan["image"]]
         place = _reopen(plan["place"], plan["place_identity"])
         devices = [(_device(path), path) for path in plan["devices"] if os.path.exists(path)]
         whole_proc = linux.open_tree(linux.AT_FDCWD, b"/proc") if plan["host_root"] else -1
@@ -281,6 +284,15 @@ def _clone(path: bytes, identity: tuple[int, int], target: str, readonly: bool, 
     return clone, target
 
 
+def _clone_file(path: bytes, identity: tuple[int, int]) -> int:
+    """A detached mount of file `path`, to be read and nothing else."""
+    source = _reopen(path, identity)
+    clone = linux.open_tree(source)
+    os.close(source)
+    linux.mount_setattr(clone, b"", set=CLOSED | linux.MOUNT_ATTR_RDONLY)
+    return clone
+
+
 def _close_host() -> None:
     """Nothing of the host can be executed, gain privilege, reach a device or be written.
 
@@ -352,6 +364,11 @@ def lay_out(work: int, plan: Plan) -> None:
     for name in ("runsc-root", "runtime", "bundle", "rootfs", "mnt"):
         os.mkdir(name, 0o700, dir_fd=work)
         os.chmod(name, 0o700, dir_fd=work)  # whatever the umask: on disk it is the caller's
+    if plan["image"]:
+        os.mkdir(IMAGE, 0o700, dir_fd=work)
+        if plan["confinement"] != "mount-locked":
+            for path, _, name in plan["image"]:  # the directory itself may hold names that runsc must not see
+                os.symlink(path, f"{IMAGE}/{name}", dir_fd=work)
     bundle = os.open("bundle", DIRECTORY, dir_fd=work)
     config = os.open(
         "config.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=bundle

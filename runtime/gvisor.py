@@ -82,6 +82,8 @@ class SandboxProcess:
         """The arguments that runsc was given."""
         self.release: runsc.Release | None = launch.confined.release
         """What runsc says of itself."""
+        self.made_with: Mapping[str, object] = launch.made_with
+        """What a checkpoint of it must be restored with."""
         self.achieved_root: str = launch.root
         """What the guest's root is: `read-only`, or where its writes go (`Writable`)."""
         self.record: Record = launch.record

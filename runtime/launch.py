@@ -121,7 +121,10 @@ class Launch:
         self._stdio, self._die_with_parent, self._fresh = stdio, die_with_parent, fresh_interpreter
         self._attendant, self._programs = attendant, programs
         self.limits: Held | None = limits
-        self._checkpoint, self._image = checkpoint, b""
+        self._checkpoint = checkpoint
+        self._image: image.Image | None = None
+        self.made_with: Mapping[str, Any] = {}
+        """What a checkpoint of this sandbox must be restored with."""
         self._identity: Identity | None = None
         self._judged: resolve.Judged | None = None
         self.place: Place | None = None
@@ -343,12 +346,16 @@ class Launch:
             name = f"{self.container_id}.{self.launch_id[:12]}"
             self.said = Said.made(self.options.debug_dir, name, self._identity)
         if self._checkpoint is not None:
-            # SAFETY: runsc opens it by path, later; what is on it can be changed by root and the caller alone.
             self._image = image.judged(self._checkpoint)
+            self._image.compare(self._description())
 
     def _look_at(self, bundle: OciBundle) -> prepare.Guest:
         own = [] if self._programs is None else [self._programs.target]
         return prepare.look_at_bundle(bundle, self.options.writable, *own)
+
+    def _description(self) -> dict[str, Any]:
+        assert self._guest is not None
+        return image.description(self._guest.bundle, self.options.network_mode.value, self._guest.root)
 
     def _judge_network(self, bundle: OciBundle) -> None:
         """A sandbox network needs a namespace of its own: made by mount-locked, or named by the bundle otherwise."""
@@ -446,6 +453,8 @@ class Launch:
             runsc.overlay(self.confined.release, self._guest.writable)
         if self._checkpoint is not None and self.confined.release is not None:
             runsc.judge_restore(self.confined.release, self.options, rootless=self.confined.rootless)
+            if self._image is not None:
+                self._image.judge_runsc(self.confined.release.version, self._staged.digests["runsc"])
 
     def _child_plan(self, confinement: Confinement | None) -> dict[str, Any]:
         place, guest, staged = self.place, self._guest, self._staged
@@ -496,6 +505,7 @@ class Launch:
             attendant=self._attendant,
             programs={} if self._programs is None else self._programs.files,
             said={} if self.said is None else self.said.descriptors,
+            image=[] if self._image is None else list(self._image.files),
         )
 
     def _with_programs(self, config: bytes, source: str) -> bytes:
@@ -540,8 +550,8 @@ class Launch:
             # In a user namespace of its own the supervisor is not the host's root: its cgroups are not its to make.
             ignore_cgroups=True if locked else None,
             overlay=None if release is None else runsc.overlay(release, self._guest.writable),
-            image=self._image or None,
             logs=() if self.said is None else self.said.arguments(self._flags),
+            image=None if self._image is None else path + b"/" + _child.IMAGE.encode(),
         )
         return argv, runsc.environment(path + b"/runtime")
 
@@ -566,6 +576,9 @@ class Launch:
             "env": sorted(_printable(name) for name in env),
             "limits": {least.name: resource.getrlimit(number)[0] for number, least in LIMITS.items()},
         }
+        if self._attendant is not None and self._staged is not None and self.confined.release is not None:
+            release, digest = self.confined.release.version, self._staged.digests["runsc"]
+            self.made_with = {"release": release, "runsc": digest, **self._description()}
         if self._in_place:
             self.place.own(os.getpid())
             exec_.join(self.confined, self._plan)

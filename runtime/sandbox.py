@@ -522,11 +522,14 @@ class Sandbox:
         """A sandbox that goes on where `checkpoint` wrote `directory`; the image stays, and can be restored again.
 
         `options` are those of `Sandbox`, and must be those of the sandbox that was checkpointed, but for its id, its
-        limits, and where it keeps its directories. The guest's own files are as they were, and its `service` goes on.
-        What `exec` and `popen` had started does not: runsc ends it, for nobody is at the other end of its streams.
+        limits, the sources of its mounts, and where it keeps its directories: the note beside the image says what it
+        was made with, and BadArgument names the first option that differs, a missing `service` among them. The guest's
+        own files are as they were, and its `service` goes on. What `exec` and `popen` had started does not: runsc ends
+        it, for nobody is at the other end of its streams.
 
-        Raises what `Sandbox` raises: Untrusted where others than the caller can change the image, Unsupported where
-        this runsc cannot restore (releases before 2024 under `mount-locked`), StartFailed with what runsc said when it
+        Raises what `Sandbox` raises: Untrusted where others than the caller can change the image or a file of it is
+        not what was written, BadPath for what is no image with its note, Unsupported where another runsc made it or
+        this one cannot restore (releases before 2024 under `mount-locked`), StartFailed with what runsc said when it
         did not.
         """
         self = cls.__new__(cls)
@@ -1029,7 +1032,7 @@ class Sandbox:
         if stop:
             self.pause()
         try:
-            with image.made(directory) as path:
+            with image.made(directory, self._process.made_with) as path:
                 fd = image.opened(path, alone=self.achieved == Confinement.MOUNT_LOCKED)
                 try:
                     argv = self._command("checkpoint", "--leave-running", "--image-path", "/proc/self/fd/3")

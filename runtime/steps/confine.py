@@ -195,6 +195,7 @@ def plan(
     attendant: int | None,
     programs: Mapping[str, bytes],
     said: Mapping[str, int],
+    image: list[tuple[bytes, tuple[int, int], str]],
 ) -> dict[str, Any]:
     """The child's plan as marshal data, every key that `_child` reads."""
     return {
@@ -219,6 +220,7 @@ def plan(
         "attendant": attendant,
         "programs": dict(programs),
         "said": dict(said),
+        "image": image,
         "questions": [],
         "trial": None,
     }

@@ -260,7 +260,8 @@ def _judge_file(
             path=found.path,
             observed=described(status),
             expected=expected,
-            hint=f"chown root, chmod 0755, or --pin {'SHA256'} where the owner is unknown",
+            # Not to make it root's: who could change it may have done so.
+            hint="install it anew, as root's and of mode 0755; or pin its SHA-256 where the owner is unknown",
         )
     if not mode & 0o111:
         raise NotExecutable(

@@ -11,6 +11,7 @@ import pytest
 
 from nucleus_gvisor.runtime import (
     AsyncSandbox,
+    BadArgument,
     BadPath,
     CannotExec,
     Error,
@@ -28,9 +29,11 @@ from nucleus_gvisor.runtime import (
     StepFailed,
     Unsupported,
     Untrusted,
+    guest,
     image,
 )
-from nucleus_gvisor.runtime.paths import file_id
+from nucleus_gvisor.runtime.identity import Identity
+from nucleus_gvisor.runtime.paths import file_id, judge_directory
 from tests.e2e import launching
 from tests.e2e.launching import Caller
 from tests.sandbox.conftest import MakeSandbox, Options
@@ -62,12 +65,17 @@ with Sandbox(**options) as box:
     box.write_file("/tmp/x", "kept")
     try:
         box.checkpoint(directory)
-        print(box.closed, os.listdir(directory), oct(os.stat(directory).st_mode & 0o777))
+        mode = oct(os.stat(directory).st_mode & 0o777)
+        print(box.closed, sorted(os.listdir(directory)), os.listdir(directory + "/image"), mode)
     except RunscFailed as error:
         print(type(error).__name__, box.closed, os.path.exists(directory))
-        os.mkdir(directory, 0o700)
-        with open(os.path.join(directory, "checkpoint.img"), "x"):
+        import hashlib, json
+        os.makedirs(os.path.join(directory, "image"), 0o700)
+        with open(os.path.join(directory, "image/checkpoint.img"), "x"):
             pass
+        content = dict(size=0, sha256=hashlib.sha256().hexdigest())
+        with open(os.path.join(directory, "note"), "x") as file:
+            json.dump(dict(box._process.made_with, version=1, files=dict([("checkpoint.img", content)])), file)
 try:
     with Sandbox.restore(directory, **options) as box:
         first = count(box)
@@ -109,7 +117,7 @@ def test_each_kind_of_caller_with_each_release(caller: Caller, runsc_old: Path) 
     """A counter counts on in another sandbox; with the older release a sandbox is not ended for an image in vain."""
     done = caller.script(AS_CALLER)
     assert done.returncode == 0, done.stderr
-    kept = ["True ['checkpoint.img'] 0o700", "True b'kept' mount-locked", "['init', 'python3'] in"]
+    kept = ["True ['image', 'note'] ['checkpoint.img'] 0o700", "True b'kept' mount-locked", "['init', 'python3'] in"]
     refused = ["RunscFailed False False", "Unsupported"]
     assert done.stdout.splitlines() == (refused if caller.runsc == runsc_old else kept)
     records = sorted((caller.mode.base / "records").iterdir())
@@ -128,14 +136,14 @@ def test_one_image_many_sandboxes(new_options: Options, base: Path) -> None:
         assert goes_on(box)
         box.write_file("/tmp/x", "changed")
         with (
-            Sandbox.restore(base / "image", **new_options) as one,
-            Sandbox.restore(base / "image", **new_options) as two,
+            Sandbox.restore(base / "image", **new_options, service=SERVICE) as one,
+            Sandbox.restore(base / "image", **new_options, service=SERVICE) as two,
         ):
             one.write_file("/tmp/x", "one")
             assert [b.read_file("/tmp/x") for b in (box, one, two)] == [b"changed", b"one", b"first"]
             assert [goes_on(b) for b in (box, one, two)] == [True] * 3
             two.checkpoint(base / "again")
-        with Sandbox.restore(base / "again", **new_options) as three:
+        with Sandbox.restore(base / "again", **new_options, service=SERVICE) as three:
             assert (three.read_file("/tmp/x"), goes_on(three)) == (b"first", True)
     assert sorted(path.name for path in base.iterdir()) == ["again", "image"]
 
@@ -171,7 +179,7 @@ def test_asynchronous(new_options: Options, base: Path) -> None:
         async with AsyncSandbox.restore(base / "image", **new_options, service=SERVICE) as box:
             assert await box.read_file("/tmp/x") == b"kept"
             assert goes_on(box._box)
-        box = await AsyncSandbox.restore(base / "image", **new_options)
+        box = await AsyncSandbox.restore(base / "image", **new_options, service=SERVICE)
         await box.close()
 
     asyncio.run(body())
@@ -196,8 +204,9 @@ def test_directories_that_are_refused(new_options: Options, base: Path) -> None:
         with pytest.raises(FileNotFoundError):
             box.checkpoint(base / "none/image")
         for name in ("open", "open/image"):
-            with pytest.raises(Untrusted, match="changed by others"):
+            with pytest.raises(Untrusted, match="changed by others") as refused:
                 box.checkpoint(base / name)
+            assert "chown" not in str(refused.value) and "a directory of your own" in refused.value.hint
         assert sorted(path.name for path in base.rglob("*")) == ["empty", "file", "full", "link", "open", "x"]
         assert not box.closed
         box.checkpoint(base / "empty", leave_running=True)
@@ -214,12 +223,29 @@ def spoiled_by_owner(image: Path) -> None:
 
 
 def spoiled_file(image: Path) -> None:
-    (image / "checkpoint.img").chmod(0o666)
+    (image / "image/checkpoint.img").chmod(0o666)
 
 
 def spoiled_by_link(image: Path) -> None:
-    (image / "checkpoint.img").rename(image.parent / "x")
-    (image / "checkpoint.img").symlink_to("../x")
+    (image / "image/checkpoint.img").rename(image / "x")
+    (image / "image/checkpoint.img").symlink_to("../x")
+
+
+def spoiled_content(image: Path) -> None:
+    (image / "image/checkpoint.img").write_bytes(b"y")
+
+
+def spoiled_folder(image: Path) -> None:
+    (image / "image").chmod(0o770)
+
+
+def spoiled_note(image: Path) -> None:
+    (image / "note").chmod(0o620)
+
+
+def spoiled_by_a_note_elsewhere(image: Path) -> None:
+    (image / "note").rename(image / "x")
+    (image / "note").symlink_to("x")
 
 
 def spoiled_above(image: Path) -> None:
@@ -227,13 +253,17 @@ def spoiled_above(image: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "spoil", [spoiled_by_mode, spoiled_by_owner, spoiled_file, spoiled_by_link, spoiled_above], ids=lambda f: f.__name__
+    "spoil",
+    [
+        *(spoiled_by_mode, spoiled_by_owner, spoiled_file, spoiled_by_link, spoiled_above, spoiled_content),
+        *(spoiled_folder, spoiled_note, spoiled_by_a_note_elsewhere),
+    ],
+    ids=lambda f: f.__name__,
 )
 def test_images_that_are_refused(spoil: Callable[[Path], None], new_options: Options, base: Path) -> None:
     """What others could have written is not read by anything."""
     folder = base / "image"
-    folder.mkdir(mode=0o700)
-    (folder / "checkpoint.img").write_bytes(b"x")
+    rubbish(folder, b"x")
     spoil(folder)
     with pytest.raises(Untrusted) as refused:
         Sandbox.restore(folder, **new_options)
@@ -242,20 +272,138 @@ def test_images_that_are_refused(spoil: Callable[[Path], None], new_options: Opt
     base.chmod(0o700)
 
 
+def rubbish(directory: Path, content: bytes, **made_with: object) -> None:
+    """An image as `checkpoint` leaves it, with a content that no runsc wrote."""
+    with image.made(directory, made_with) as path:
+        (Path(path) / "checkpoint.img").write_bytes(content)
+
+
 def test_what_is_no_image(new_options: Options, base: Path) -> None:
-    """Nothing there, nothing in it, and rubbish: each is told, the last in runsc's own words, and nothing is left."""
+    """Nothing there, nothing in it, an older version's, rubbish: each is told, the last by runsc; nothing is left."""
     (base / "empty").mkdir()
-    (base / "rubbish").mkdir(mode=0o700)
-    (base / "rubbish/checkpoint.img").write_bytes(b"rubbish" * 1000)
+    with Sandbox(**new_options) as box:
+        made_with = dict(box._process.made_with)
+    rubbish(base / "rubbish", b"rubbish" * 1000, **made_with)
     with pytest.raises(StepFailed, match="Not a directory"):
-        Sandbox.restore(base / "rubbish/checkpoint.img", **new_options)
+        Sandbox.restore(base / "rubbish/note", **new_options)
     with pytest.raises(NotFound):
         Sandbox.restore(base / "none", **new_options)
     with pytest.raises(Untrusted, match="empty"):
         Sandbox.restore(base / "empty", **new_options)
     with pytest.raises(StartFailed, match=r"runsc did not restore the guest: .*restoring container"):
         Sandbox.restore(base / "rubbish", **new_options)
+    (base / "rubbish/note").rename(base / "note")
+    with pytest.raises(BadPath, match=r"no note.*earlier version"):
+        Sandbox.restore(base / "rubbish", **new_options)
+    for text in (
+        "",
+        "[]",
+        "{}",
+        '{"version": 2, "files": {"checkpoint.img": {}}}',
+        '{"version": 1, "files": {}}',
+        "[" * 99999,
+    ):
+        (base / "rubbish/note").write_text(text)
+        with pytest.raises(BadPath, match="not a checkpoint's note"):
+            Sandbox.restore(base / "rubbish", **new_options)
+    (base / "rubbish/note").unlink()
+    (base / "note").rename(base / "rubbish/note")
+    (base / "rubbish/image/checkpoint.img").unlink()
+    with pytest.raises(NotFound, match="not a whole checkpoint"):
+        Sandbox.restore(base / "rubbish", **new_options)
+    (base / "rubbish/image").rmdir()
+    with pytest.raises(BadPath, match="not a checkpoint"):
+        Sandbox.restore(base / "rubbish", **new_options)
     assert left_below(Path(new_options["runtime_dir"])) == []
+
+
+def test_below_a_directory_that_all_share(new_options: Options) -> None:
+    """Nobody is told to take /tmp from all others."""
+    with Sandbox(**new_options) as box, pytest.raises(Untrusted) as refused:
+        box.checkpoint("/tmp/nucleus-gvisor-image")
+    assert "a directory of your own" in refused.value.hint
+    assert not re.search("chown|chmod", str(refused.value))
+    assert not os.path.exists("/tmp/nucleus-gvisor-image")
+    with pytest.raises(Untrusted) as above:
+        judge_directory(os.stat("/tmp"), b"/tmp", Identity.current())
+    assert "put it where only root" in above.value.hint
+    assert not re.search("chown|chmod", str(above.value))
+
+
+# ---- the note ----
+
+
+def test_what_differs_is_refused_by_name(new_options: Options, base: Path) -> None:
+    """Before anything runs, and no value of a variable is told. What does not matter may differ."""
+    (base / "data").mkdir()
+    made_with = {"env": {"TOKEN": "secret"}, "mounts": [f"{base}/data:/data"], "service": ["/bin/sleep", "60"]}
+    with Sandbox(**new_options, **made_with) as box:
+        box.checkpoint(base / "image")
+    for change, name, text in (
+        ({"service": []}, "service", "expected: .*sleep"),
+        ({"service": ["/bin/sleep", "61"]}, "service", "61"),
+        ({"env": {"TOKEN": "public", "A": ""}}, "env", "other values of A, TOKEN"),
+        ({"mounts": []}, "mounts", "/data bind ro"),
+        ({"mounts": [f"{base}/data:/data:rw"]}, "mounts", "/data bind rw"),
+        ({"network": "sandbox"}, "network", "expected: none"),
+        ({"user": 7}, "user", "7"),
+        ({"working_dir": "/usr"}, "working_dir", "/usr"),
+        ({"hostname": "other"}, "hostname", "other"),
+        ({"rlimits": {"RLIMIT_NOFILE": 99}}, "rlimits", "99"),
+        ({"writable": True}, "writable", "memory"),
+    ):
+        with pytest.raises(BadArgument, match=f"made with another {name}.*{text}") as refused:
+            Sandbox.restore(base / "image", **(new_options | made_with | change))
+        assert not re.search("secret|public", str(refused.value))
+    elsewhere = {"mounts": [f"{base}:/data"], "sandbox_id": "other", "pids": 99}
+    with Sandbox.restore(base / "image", **(new_options | made_with | elsewhere)) as box:
+        assert "sleep" in [process.command for process in box.ps()]
+
+
+def test_another_runsc(new_options: Options, base: Path) -> None:
+    """It is told by us, with both releases."""
+    with Sandbox(**new_options) as box:
+        made_with = dict(box._process.made_with)
+    for name, value in (("release", "20200101.0"), ("runsc", "0" * 64)):
+        rubbish(base / name, b"x", **made_with | {name: value})
+        with pytest.raises(Unsupported, match=f"by another runsc.*expected: .*{value}"):
+            Sandbox.restore(base / name, **new_options)
+
+
+def test_foreign_names_never_reach_runsc(new_options: Options, base: Path) -> None:
+    """A supervisor that was taken over may leave them while it lives: what runsc is shown has names of ours alone."""
+    with Sandbox(**new_options) as box:
+        box.checkpoint(base / "image", leave_running=True)
+    (base / "image/image/gcs_opts.json").write_text("{}")
+    (base / "image/image/note").write_text("{}")
+    for enforcement in ("required", "off"):
+        with Sandbox.restore(base / "image", **new_options, enforcement=enforcement) as box:
+            command = box._process.command
+            seen = Path(os.fsdecode(command[command.index(b"--image-path") + 1]))
+            inside = Path(f"/proc/{box.pid}/root{seen}") if enforcement == "required" else seen
+            assert [path.name for path in inside.iterdir()] == ["checkpoint.img"]
+
+
+def test_a_supervisor_forges_a_note(base: Path) -> None:
+    """It reaches `image/` alone: a note there is none, a foreign name fails the checkpoint, and the note is ours."""
+    with (
+        pytest.raises(Untrusted, match="no release of runsc writes"),
+        image.made(base / "image", {"network": "none"}) as path,
+    ):
+        fd = image.opened(path, alone=True)
+        try:
+            for name in ("checkpoint.img", "note"):
+                os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=fd))
+            # The root of a detached mount has no parent: `..` is the directory itself.
+            assert os.path.samestat(os.stat("..", dir_fd=fd), os.stat(path))
+            with pytest.raises(FileNotFoundError):
+                os.stat("../image/note", dir_fd=fd)
+        finally:
+            os.close(fd)
+    assert list(base.iterdir()) == []
+    rubbish(base / "image", b"x", network="none")
+    assert image.judged(base / "image").note["network"] == "none"
+    assert sorted(path.name for path in (base / "image").iterdir()) == ["image", "note"]
 
 
 def test_a_checkpoint_that_fails_leaves_nothing(new_options: Options, base: Path) -> None:
@@ -319,7 +467,7 @@ def test_rootless_restores_nothing(new_options: Options, base: Path) -> None:
     with pytest.raises(Unsupported, match="rootless"):
         GVisorRuntime.with_path(new_options["runsc"]).spawn(
             "restored",
-            OciBundle.build(["true"]),
+            OciBundle.build([f"{guest.DIRECTORY}/{guest.NAME}"]),
             GVisorOciRunOptions(platform=Platform.AUTO, runsc_rootless=True, artifact_base=new_options["runtime_dir"]),
             checkpoint=base / "image",
         )
@@ -330,11 +478,11 @@ def test_what_is_put_beside_an_image_goes_with_it(base: Path) -> None:
     (base / "kept").mkdir()
     (base / "kept/file").touch()
     for name in ("new", "empty"):
-        with pytest.raises(Untrusted, match="not a file"), image.made(base / name) as path:
-            (Path(path) / "folder/below").mkdir(parents=True)
+        with pytest.raises(Untrusted, match="not a file"), image.made(base / name, {}) as path:
+            (Path(path) / "checkpoint.img/below").mkdir(parents=True)
             (Path(path) / "link").symlink_to("../kept")
         (base / "empty").mkdir(exist_ok=True)
-    with pytest.raises(BadPath, match="not a checkpoint"), image.made(base / "new"):
+    with pytest.raises(BadPath, match="not a checkpoint"), image.made(base / "new", {}):
         pass
     assert sorted(path.name for path in base.rglob("*")) == ["empty", "file", "kept"]
 
