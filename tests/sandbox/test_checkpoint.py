@@ -336,7 +336,7 @@ def test_below_a_directory_that_all_share(new_options: Options) -> None:
 def test_what_differs_is_refused_by_name(new_options: Options, base: Path) -> None:
     """Before anything runs, and no value of a variable is told. What does not matter may differ."""
     (base / "data").mkdir()
-    made_with = {"env": {"TOKEN": "secret"}, "mounts": [f"{base}/data:/data"], "service": ["/bin/sleep", "60"]}
+    made_with: Options = {"env": {"TOKEN": "secret"}, "mounts": [f"{base}/data:/data"], "service": ["/bin/sleep", "60"]}
     with Sandbox(**new_options, **made_with) as box:
         box.checkpoint(base / "image")
     for change, name, text in (
@@ -355,7 +355,7 @@ def test_what_differs_is_refused_by_name(new_options: Options, base: Path) -> No
         with pytest.raises(BadArgument, match=f"made with another {name}.*{text}") as refused:
             Sandbox.restore(base / "image", **(new_options | made_with | change))
         assert not re.search("secret|public", str(refused.value))
-    elsewhere = {"mounts": [f"{base}:/data"], "sandbox_id": "other", "pids": 99}
+    elsewhere: Options = {"mounts": [f"{base}:/data"], "sandbox_id": "other", "pids": 99}
     with Sandbox.restore(base / "image", **(new_options | made_with | elsewhere)) as box:
         assert "sleep" in [process.command for process in box.ps()]
 
