@@ -180,6 +180,7 @@ def _attend(link: int, owner: int, image: int, env: dict[bytes, bytes], supervis
         os.dup2(null, target)
     os.close(null)
     linux.set_name(NAME)
+    os.setsid()  # what the owner's terminal or shell sends to its process group is not for it, nor for its commands
     linux.default_dispositions()  # for what it starts
     _signal.signal(_signal.SIGPIPE, _signal.SIG_IGN)  # for itself: nobody may be there to be told
     boss = os.pidfd_open(owner)
@@ -373,8 +374,9 @@ class Commands:
                 linux.die_with_parent(_signal.SIGKILL)
                 if os.getppid() != parent:
                     os._exit(125)  # it ended before this could be asked for
+                # A session of its own: a command that handles its group's signals must not pass them to the others.
+                os.setsid()
                 if terminal:  # then the kernel tells runsc of its keys and its size, and runsc the guest
-                    os.setsid()
                     fcntl.ioctl(given[0], termios.TIOCSCTTY, 0)
                 image = fcntl.fcntl(self._image, fcntl.F_DUPFD_CLOEXEC, len(given))
                 linux.arrange(given)

@@ -65,6 +65,10 @@ def main(plan: Plan, link: int) -> None:
             linux.die_with_parent(_signal.SIGKILL)
             if os.getppid() != plan["parent"]:
                 os._exit(FAILED)
+        if plan["programs"]:
+            # A sandbox that lives on: what a terminal or a shell sends to its owner's process group, Ctrl-C and Ctrl-Z
+            # above all, is its owner's to answer. A `run` ends with its caller, and may use the caller's terminal.
+            os.setsid()
         step = "close descriptors"
         attendant = set() if plan["attendant"] is None else {plan["attendant"]}
         linux.close_all_but({link, *attendant, *plan["images"].values(), *plan["said"].values()})

@@ -1,6 +1,10 @@
 """The processes of ours: told apart by more than their numbers, apart from the caller's own, and reaped by us."""
 
+import os
+
+from nucleus_gvisor.runtime import Sandbox
 from tests.conftest import Release
+from tests.e2e import launching
 from tests.e2e.launching import Caller
 
 NUMBER_GIVEN_AGAIN = """
@@ -31,3 +35,72 @@ def test_an_attendant_that_others_have_reaped(first: Caller, release: Release) -
     script = [caller.mode.python, "-W", "error", "-c", NUMBER_GIVEN_AGAIN, str(caller.runsc), caller.pin or ""]
     done = caller.mode.run([*user, *namespace, *script])
     assert (done.stdout, done.stderr, done.returncode) == ("True None\n", "", 0)
+
+
+TO_THE_GROUP = """
+import os, signal, sys
+from nucleus_gvisor.runtime import Sandbox, run
+os.setpgid(0, 0)
+chosen = {"runsc": sys.argv[1], "pin": sys.argv[2] or None}
+STRAY = "import os, signal, sys; signal.signal({0}, signal.SIG_IGN); sys.stdin.read(1); os.killpg(os.getpgid({1}), {0})"
+def struck(number, work):
+    reader, writer = os.pipe()
+    os.set_inheritable(reader, True)
+    os.dup2(reader, 0)
+    script = STRAY.format(int(number), os.getpid())
+    pid = os.posix_spawn(sys.executable, [sys.executable, "-c", script], {}, setsid=True)
+    os.close(reader)
+    try:
+        work(writer)
+    except KeyboardInterrupt:
+        return "KeyboardInterrupt"
+    finally:
+        os.waitpid(pid, 0)
+        os.close(writer)
+def command(go):
+    with box.popen(["sh", "-c", "echo begun; sleep 600"], stdout=-1) as process:
+        process.stdout.readline()
+        os.write(go, b"x")
+        process.wait()
+def asked(go):
+    os.write(go, b"x")
+    box.exec("sleep", "600")
+def answered(number, _):
+    got.append(number)
+with Sandbox(**chosen) as box:
+    box.exec("sh", "-c", "echo state >/tmp/state")
+    other = box.popen(["sleep", "601"])
+    print(struck(signal.SIGINT, command), struck(signal.SIGINT, asked))
+    left = [one.command for one in box.ps() if one.command == "sleep"]
+    print(box.exec("cat", "/tmp/state").stdout, left, other.poll())
+    for number in (signal.SIGQUIT, signal.SIGTSTP, signal.SIGHUP, signal.SIGTERM):
+        got = []
+        signal.signal(number, answered)
+        def waits(go):
+            os.write(go, b"x")
+            while not got:
+                box.exec("true")
+        struck(number, waits)
+        print(signal.Signals(number).name, box.exec("cat", "/tmp/state").stdout, end="")
+    other.kill()
+"""
+
+
+def test_what_is_sent_to_the_owners_process_group(caller: Caller) -> None:
+    """Ctrl-C ends the command that is waited for, and nothing else; other signals are the owner's own."""
+    done = caller.script(TO_THE_GROUP, timeout=180)
+    assert done.stderr == ""
+    answers = [f"{name} state" for name in ("SIGQUIT", "SIGTSTP", "SIGHUP", "SIGTERM")]
+    interrupted = "KeyboardInterrupt KeyboardInterrupt"
+    assert done.stdout.splitlines() == [interrupted, "state", " ['sleep'] None", *answers]
+
+
+def test_sessions(box: Sandbox) -> None:
+    """The supervisor, its attendant and each command have a session of their own, and no terminal of the caller's."""
+    with box.popen(["sleep", "600"]) as process:
+        ours = {os.getsid(0)}
+        sessions = {pid: os.getsid(pid) for pid in launching.descendants(os.getpid())}
+        assert not ours & set(sessions.values())
+        commands = set(launching.descendants(box._attendant._pid))
+        assert {sessions[pid] for pid in commands} == commands
+        process.kill()
