@@ -17,6 +17,7 @@ from nucleus_gvisor.runtime import audit
 from nucleus_gvisor.runtime.audit import Record
 from nucleus_gvisor.runtime.bounds import KEPT, RecordBounds
 from nucleus_gvisor.runtime.bundle import OciBundle
+from nucleus_gvisor.runtime.capture import NAMES
 from nucleus_gvisor.runtime.errors import CannotExec, SandboxError
 from nucleus_gvisor.runtime.gvisor import GVisorRuntime, SandboxProcess
 from nucleus_gvisor.runtime.limits import Limits
@@ -35,7 +36,8 @@ from nucleus_gvisor.runtime.sandbox import Sandbox, limited
 from nucleus_gvisor.runtime.streams import Relay, handling, open_standard_descriptors
 
 OURS = 125
-"""Exit code when the launch failed, or runsc did not start the guest, which never ran."""
+"""Exit code when the launch failed, or runsc did not start the guest, which never ran; or when a stream of it that is
+copied could not be."""
 CANNOT = 126
 """Exit code when the guest's program may not, or cannot, be executed, as env(1) and shells have it."""
 NO_PROGRAM = 127
@@ -470,7 +472,7 @@ def _wait(process: SandboxProcess, relay: Relay, timeout: float | None) -> int:
         if not in_time:
             process.kill()
         code = process.wait()
-        relay.drain()
+        number = relay.drain(signalled, in_time=in_time)
     for problem in process.problems:
         print(f"nucleus-gvisor: left behind: {problem}", file=sys.stderr)
     if relay.exceeded:
@@ -483,6 +485,15 @@ def _wait(process: SandboxProcess, relay: Relay, timeout: float | None) -> int:
     if not in_time:
         print(f"nucleus-gvisor: ended after {timeout:g} s", file=sys.stderr)
         return TIMED_OUT
+    if number:
+        return 128 + number
+    if relay.unread:
+        print(f"nucleus-gvisor: the output was not read within {timeout:g} s", file=sys.stderr)
+        return TIMED_OUT
+    if relay.failed is not None:
+        stream, error = relay.failed
+        print(f"nucleus-gvisor: copying {NAMES[stream]} failed: {error.strerror}", file=sys.stderr)
+        return OURS
     return code if code >= 0 else 128 - code
 
 

@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,9 @@ from typing import Any
 from nucleus_gvisor.runtime import _linux as linux
 
 CHUNK = 1 << 16
+MOMENT = 1.0
+"""Seconds that a reader has for what is left when the guest was ended."""
+ENDING = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM})
 
 
 def open_standard_descriptors() -> None:
@@ -74,12 +78,19 @@ class Relay:
         """The guest's ends, ours to close once the guest has them."""
         self._feeds: dict[int, int] = {}
         """Writable end of a pipe to the guest -> the file that it comes from."""
-        self._drains: dict[int, int] = {}
-        """Readable end of a pipe from the guest -> the file that it goes to."""
+        self._drains: dict[int, tuple[int, int]] = {}
+        """Readable end of a pipe from the guest -> which stream it is, and where that goes."""
+        self._writers: dict[int, Writer] = {}
+        """By such an end, where what is written to may block."""
+        self._end: float | None = None
+        self.unread: bool = False
+        """Was there output that nobody had taken when there was no more time."""
+        self.failed: tuple[int, OSError] | None = None
+        """Which of the streams could not be copied to its end, and why."""
         self.stdio: tuple[int, int, int] = (
             self._input(standard[0]),
-            self._output(standard[1]),
-            self._output(standard[2]),
+            self._output(1, standard[1]),
+            self._output(2, standard[2]),
         )
 
     def _input(self, fd: int) -> int:
@@ -91,12 +102,12 @@ class Relay:
         self._feeds[writer] = fd
         return reader
 
-    def _output(self, fd: int) -> int:
+    def _output(self, number: int, fd: int) -> int:
         if not _is_file(fd) and self._limit is None:
             return fd
         reader, writer = os.pipe2(os.O_CLOEXEC)
         self._given.append(writer)
-        self._drains[reader] = fd
+        self._drains[reader] = number, fd
         return writer
 
     def started(self) -> None:
@@ -107,74 +118,169 @@ class Relay:
     def run(self, pidfd: int, timeout: float | None, signalled: int) -> bool:
         """Copy until the process behind `pidfd` has ended; False when `timeout` seconds passed first. `signalled` is
         what `handling` yields."""
-        end = None if timeout is None else time.monotonic() + timeout
-        poll = select.poll()
-        for fd in (pidfd, signalled):
-            poll.register(fd, select.POLLIN)
-        for fd in self._drains:
-            poll.register(fd, select.POLLIN)
-        for fd in self._feeds:
-            poll.register(fd, select.POLLOUT)
-        while True:
-            ready = poll.poll(None if end is None else max(0.0, end - time.monotonic()) * 1000)
-            if not ready:
-                return False
-            for fd, _ in ready:
-                if fd == signalled:
-                    os.read(signalled, CHUNK)  # its handler has run by now
-                elif fd != pidfd and not (self._feed(fd) if fd in self._feeds else self._drain(fd)):
-                    poll.unregister(fd)
-            if any(fd == pidfd for fd, _ in ready):
-                return True
-            if self.exceeded:
-                return False
+        self._end = None if timeout is None else time.monotonic() + timeout
+        return self._copy(self._end, signalled, pidfd) is None
 
-    def drain(self) -> None:
-        """Copy what is left of the output once the guest is gone, and close the pipes."""
+    def drain(self, signalled: int = -1, *, in_time: bool = True) -> int:
+        """Copy what is left of the output once the guest is gone, and close the pipes.
+
+        A reader that is slow is waited for until the timeout of `run`, or a moment where it has passed (not `in_time`),
+        or a signal comes that ends programs: its number, else 0.
+        """
         self.started()
+        end = self._end if in_time else time.monotonic() + MOMENT
+        number = self._copy(end, signalled) or 0 if self._drains else 0
+        self.unread = bool(self._drains)
         for fd in list(self._drains):
-            while self._drain(fd):
-                pass
-            linux.close(fd)
-            del self._drains[fd]
+            self._stop_draining(fd)
         for fd in list(self._feeds):
             self._stop_feeding(fd)
+        return number
 
-    def _feed(self, pipe: int) -> bool:
-        """One piece of the file to the guest; False at its end, or when the guest reads no more.
+    def _copy(self, end: float | None, signalled: int, pidfd: int = -1) -> int | None:
+        """Copy until the process has ended (None), or, without one, all is copied (0). Before that, 0 at the moment
+        `end` or when a limit is exceeded, and without a process the number of a signal that ends programs."""
+        while True:
+            poll = select.poll()
+            for fd in (pidfd, signalled):
+                if fd >= 0:
+                    poll.register(fd, select.POLLIN)
+            idle: dict[int, int] = {}
+            for fd in self._drains:
+                writer = self._writers.get(fd)
+                waits = fd if writer is None or not writer.busy else writer.idle
+                idle[waits] = fd
+                poll.register(waits, select.POLLIN)
+            for fd in self._feeds if pidfd >= 0 else ():
+                poll.register(fd, select.POLLOUT)
+            ready = poll.poll(None if end is None else max(0.0, end - time.monotonic()) * 1000)
+            if not ready:
+                return 0
+            for fd, _ in ready:
+                if fd == signalled:
+                    came = set(os.read(signalled, CHUNK))  # its handler has run by now
+                    if pidfd < 0 and came & ENDING:
+                        return min(came & ENDING)
+                elif fd in self._feeds:
+                    self._feed(fd)
+                elif fd in self._drains:
+                    self._drain(fd)
+                elif fd in idle:
+                    self._written(idle[fd])
+            if any(fd == pidfd for fd, _ in ready):
+                return None
+            if (self.exceeded and pidfd >= 0) or not (self._drains or pidfd >= 0):
+                return 0
+
+    def _feed(self, pipe: int) -> None:
+        """One piece of the file to the guest, until its end, or the guest reads no more.
 
         The file's offset moves by what the pipe took: what the guest never got is still there for who comes next.
         """
         source = self._feeds[pipe]
-        piece = os.pread(source, CHUNK, os.lseek(source, 0, os.SEEK_CUR))
+        try:
+            piece = os.pread(source, CHUNK, os.lseek(source, 0, os.SEEK_CUR))
+        except OSError as error:
+            self.failed, piece = (0, error), b""
         try:
             taken = os.write(pipe, piece) if piece else 0
         except BlockingIOError:  # pragma: no cover - a guest that fills its own input after poll(2) saw room
-            return True
+            return
         except BrokenPipeError:
             taken = 0
-        if not taken:
+        if taken:
+            os.lseek(source, taken, os.SEEK_CUR)
+        else:
             self._stop_feeding(pipe)
-            return False
-        os.lseek(source, taken, os.SEEK_CUR)
-        return True
 
     def _stop_feeding(self, pipe: int) -> None:
         del self._feeds[pipe]
         linux.close(pipe)
 
-    def _drain(self, pipe: int) -> bool:
-        """One piece of output to where it goes; False at its end."""
+    def _drain(self, pipe: int) -> None:
+        """One piece of output to where it goes; at the end, the pipe is closed."""
         piece = memoryview(os.read(pipe, CHUNK))
         if not piece or self.exceeded:
-            return False
+            self._stop_draining(pipe)
+            return
         if self._limit is not None:
             size = self._sizes[pipe] = self._sizes.get(pipe, 0) + len(piece)
             self.exceeded = size > self._limit
             piece = piece[: len(piece) - max(0, size - self._limit)]
-        while piece:
-            piece = piece[os.write(self._drains[pipe], piece) :]
-        return True
+        target = self._drains[pipe][1]
+        if _is_file(target):  # which takes what there is room for
+            try:
+                while piece:
+                    piece = piece[os.write(target, piece) :]
+            except OSError as error:
+                self._fail(pipe, error)
+        else:
+            if pipe not in self._writers:
+                self._writers[pipe] = Writer(target)
+                self._writers[pipe].start()
+            self._writers[pipe].give(piece)
+
+    def _written(self, pipe: int) -> None:
+        """Its writer has done with a piece."""
+        writer = self._writers[pipe]
+        writer.take_back()
+        if writer.failed is not None:
+            self._fail(pipe, writer.failed)
+
+    def _fail(self, pipe: int, error: OSError) -> None:
+        """The guest is cut off, as from a reader that has gone; and where that is what happened, it is no failure."""
+        if error.errno != errno.EPIPE:
+            self.failed = self._drains[pipe][0], error
+        self._stop_draining(pipe)
+
+    def _stop_draining(self, pipe: int) -> None:
+        del self._drains[pipe]
+        linux.close(pipe)
+        writer = self._writers.pop(pipe, None)
+        if writer is not None and not writer.busy:
+            writer.end()
+
+
+class Writer(threading.Thread):
+    """Writes to what may block for as long as its reader likes, a terminal or a pipe: a piece at a time.
+
+    To set O_NONBLOCK there would set it for the caller's shell and for all others that share it, and what poll(2) says
+    of a shared pipe may be untrue by the time of write(2).
+    """
+
+    def __init__(self, target: int) -> None:
+        super().__init__(name="nucleus-gvisor", daemon=True)  # one that is stuck does not keep us from our end
+        self._target = target
+        self._piece: memoryview | None = None
+        self._given = threading.Semaphore(0)
+        self.idle: int = os.eventfd(0, os.EFD_CLOEXEC)
+        """Readable when a piece was written."""
+        self.busy: bool = False
+        self.failed: OSError | None = None
+
+    def give(self, piece: memoryview) -> None:
+        self._piece, self.busy = piece, True
+        self._given.release()
+
+    def take_back(self) -> None:
+        os.eventfd_read(self.idle)
+        self.busy = False
+
+    def end(self) -> None:
+        """It is idle, and nothing more will come."""
+        self._piece = None
+        self._given.release()
+        self.join()
+        linux.close(self.idle)
+
+    def run(self) -> None:
+        while self._given.acquire() and (piece := self._piece) is not None:
+            try:
+                while piece:
+                    piece = piece[os.write(self._target, piece) :]
+            except OSError as error:
+                self.failed = error
+            os.eventfd_write(self.idle, 1)
 
 
 def _is_file(fd: int) -> bool:
