@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from nucleus_gvisor.model.errors import BadArgument, Error, LaunchError
+from nucleus_gvisor.model.errors import BadArgument, Error, LaunchError, shown
 from nucleus_gvisor.runtime import audit
 from nucleus_gvisor.runtime.audit import Record
 from nucleus_gvisor.runtime.bounds import KEPT, RecordBounds
@@ -30,6 +30,7 @@ from nucleus_gvisor.runtime.options import (
     Platform,
     StageMethod,
     Writable,
+    as_flags,
 )
 from nucleus_gvisor.runtime.request import user_of
 from nucleus_gvisor.runtime.sandbox import Sandbox, limited
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(error: Error) -> None:
-    line = f"nucleus-gvisor: {error}"
+    line = f"nucleus-gvisor: {as_flags(str(error))}"
     coloured = sys.stderr is not None and sys.stderr.isatty()
     print(_red(line) if coloured else line, file=sys.stderr)
 
@@ -560,12 +561,13 @@ def _report(
 
 
 def _described(error: Error) -> dict[str, object]:
+    """Its fields, with the hint in the command line's own words."""
     if isinstance(error, LaunchError):
-        return error.as_dict()
+        return {**error.as_dict(), "hint": as_flags(shown(error.hint)) if error.hint else None}
     number = getattr(error, "errno", None)
     return {
         "error": type(error).__name__,
-        "message": str(error),
+        "message": as_flags(str(error)),
         "errno": None if number is None else errno.errorcode.get(number, str(number)),
     }
 

@@ -41,6 +41,7 @@ from nucleus_gvisor.runtime.options import (
     Platform,
     Program,
     StageMethod,
+    as_flags,
     judge_pin,
 )
 from nucleus_gvisor.runtime.steps import confine, exec_, prepare, resolve, stage
@@ -112,8 +113,8 @@ class Check(Finding):
             "name": self.name,
             "ok": self.ok.value,
             "found": shown(self.found),
-            "cause": shown(self.cause) if self.cause else None,
-            "mend": shown(self.mend) if self.mend else None,
+            "cause": as_flags(shown(self.cause)) if self.cause else None,
+            "mend": as_flags(shown(self.mend)) if self.mend else None,
             "needed_by": [feature.value for feature in self.needed_by],
             "details": _plain(self.details),
         }
@@ -348,7 +349,14 @@ def look_at_base(explicit: os.PathLike[str] | None, identity: Identity) -> Base:
     path = paths.artifact_base(explicit, identity)
     names = paths.components(path, BadBase, "Prepare")
     if not names:
-        raise BadBase("path refused", step="Prepare", path=path, expected="a directory below /")
+        raise BadBase(
+            "path refused",
+            step="Prepare",
+            path=path,
+            observed="/",
+            expected="a directory below /",
+            hint=paths.NAME_A_BASE,
+        )
     with paths.calls("Prepare", path):
         fd = os.open(b"/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     here, missing, note = b"", list[bytes](), ""
@@ -394,7 +402,8 @@ def _judge_room(fd: int, path: bytes, missing: bool) -> None:
             step="Prepare",
             path=path,
             observed=observed,
-            hint="set NUCLEUS_GVISOR_ARTIFACT_BASE to a directory that only you can write, on a file system with room",
+            expected="a directory that the caller can write, with room",
+            hint=paths.NAME_A_BASE,
         )
 
 
@@ -1055,8 +1064,8 @@ def _notes(check: Check) -> Iterable[tuple[str, str]]:
         if not candidate["chosen"]:
             yield shown(candidate["path"]), shown(candidate["verdict"])
     if check.ok is Answer.NO:
-        yield "cause", shown(check.cause)
-        yield "mend", shown(check.mend)
+        yield "cause", as_flags(shown(check.cause))
+        yield "mend", as_flags(shown(check.mend))
     if check.ok is not Answer.YES:
         yield "needed by", ", ".join(check.needed_by)
 

@@ -42,6 +42,7 @@ from nucleus_gvisor.runtime.options import (
     Platform,
     Program,
     StageMethod,
+    as_flags,
 )
 from nucleus_gvisor.runtime.rehearsal import NOTHING, Fds, Rehearsal, flags_of
 from nucleus_gvisor.runtime.said import FLAGS, Said
@@ -117,7 +118,7 @@ def plan(
 
 
 def _refusal(step: str, error: LaunchError) -> Operation:
-    return Operation(step, "refuse", shown(str(error)), f"{type(error).__name__}, cause {error.cause}", True)
+    return Operation(step, "refuse", as_flags(shown(str(error))), f"{type(error).__name__}, cause {error.cause}", True)
 
 
 class _Dry(Launch):

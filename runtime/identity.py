@@ -34,13 +34,16 @@ class Identity:
             mapping = parse_uid_map(_read("/proc/self/uid_map"))
             namespace = os.readlink("/proc/self/ns/user")
             overflow = int(_read("/proc/sys/kernel/overflowuid"))
+            if os.readlink("/proc/self") != str(os.getpid()):  # where a child has one number here, and another there
+                raise ValueError("/proc is of another pid namespace")
         except (OSError, ValueError) as error:
             raise StepFailed(
                 "cannot tell which user namespace this is",
                 step="Resolve",
                 path="/proc/self/uid_map",
                 observed=str(error),
-                hint="mount /proc",
+                expected="a /proc of this pid namespace",
+                hint="mount /proc: mount -t proc proc /proc, as seen from this chroot and this pid namespace",
             ) from error
         uid = os.geteuid()
         complete = mapping == ((0, 0, _MAX_ID),)

@@ -310,7 +310,7 @@ class Launch:
                 step="Resolve",
                 observed=options.confinement.value,
                 expected="mount-locked",
-                hint="--stage copy",
+                hint='stage="copy"',
             )
         self._identity = Identity.current()
         store = options.stage is StageMethod.STORE
@@ -321,7 +321,7 @@ class Launch:
                 "this runsc has side binaries, which only a set or a copy keeps beside it",
                 step="Resolve",
                 observed=f"{side} in gvisor-bin",
-                hint="--stage auto",
+                hint='stage="auto"',
             )
 
     def _resolve(self, _: Facts) -> Mapping[str, object]:
@@ -372,7 +372,7 @@ class Launch:
                 step="Prepare",
                 path=named,
                 expected="no network namespace path: the launch makes one",
-                hint="--enforcement off enters it, unconfined",
+                hint='enforcement="off" enters it, unconfined',
             )
         if not locked and not named:
             raise BadBundle(
@@ -462,7 +462,7 @@ class Launch:
         locked = confinement is Confinement.MOUNT_LOCKED
         if staged.method == "set" and not locked:
             raise Unsupported(
-                "the set is staged on a tmpfs that only mount-locked makes", step="Confine", hint="--stage copy"
+                "the set is staged on a tmpfs that only mount-locked makes", step="Confine", hint='stage="copy"'
             )
         if guest.missing and not locked:  # there is no other tree than the caller's to make them in
             target, is_directory = guest.missing[0]

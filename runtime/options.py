@@ -216,3 +216,19 @@ class GVisorOciRunOptions:
         return BadArgument(
             f"{what} contradicts audit", step="Resolve", observed=self.audit.value, expected="one of the two", hint=why
         )
+
+
+_OPTION = re.compile(
+    r"\b(allow_hooks|artifact_base|confinement|debug_dir|enforcement|limits|network|pin|platform|record|rootfs|runsc"
+    r"|runsc_rootless|stage|writable)=(?:\"([^\"]*)\"|True\b)"
+)
+
+
+def as_flags(text: str) -> str:
+    """An error's text with the options that it names as the command line has them: stage="copy" is --stage copy."""
+
+    def flag(found: re.Match[str]) -> str:
+        name = "--" + found[1].removeprefix("runsc_").replace("_", "-")
+        return f"{name} {found[2]}" if found[2] else name
+
+    return _OPTION.sub(flag, text)

@@ -18,6 +18,7 @@ from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.identity import Identity
 
 MAX_LINKS = 40  # as many as the kernel follows, path_resolution(7)
+NAME_A_BASE = 'name a directory that only you can write: artifact_base="DIR", or NUCLEUS_GVISOR_ARTIFACT_BASE'
 _PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -38,7 +39,7 @@ def described(status: os.stat_result) -> str:
 
 
 @contextmanager
-def calls(step: str, path: bytes, *, expected: str = "", hint: str = "") -> Iterator[None]:
+def calls(step: str, path: bytes, *, expected: str | None = None, hint: str = "") -> Iterator[None]:
     """Turn an OSError in the block into StepFailed that names the step and the path."""
     try:
         yield
@@ -65,7 +66,14 @@ def components(path: bytes, error: type[LaunchError], step: str) -> list[bytes]:
     """The names in an absolute path; `error` for a relative one or one with `..` or NUL."""
     names = [name for name in path.split(b"/") if name not in (b"", b".")]
     if not path.startswith(b"/") or b".." in names or b"\0" in path:
-        raise error("path refused", step=step, path=path, expected="an absolute path without ..")
+        raise error(
+            "path refused",
+            step=step,
+            path=path,
+            observed="a relative path" if not path.startswith(b"/") else ".. in it" if b".." in names else "NUL in it",
+            expected="an absolute path without ..",
+            hint="name the path that it leads to",
+        )
     return names
 
 
@@ -201,7 +209,8 @@ def artifact_base(explicit: os.PathLike[str] | None, identity: Identity) -> byte
         "no place for an artifact base",
         step="Prepare",
         observed="neither XDG_RUNTIME_DIR, /run/user, XDG_STATE_HOME nor HOME is usable",
-        hint="set NUCLEUS_GVISOR_ARTIFACT_BASE to a directory that only you can write",
+        expected="a directory that the caller can enter and write",
+        hint=NAME_A_BASE,
     )
 
 
@@ -212,7 +221,12 @@ def _absolute(path: bytes) -> bytes:
         return os.path.join(os.getcwdb(), path)
     except OSError as error:
         raise BadBase(
-            "a relative artifact base needs a current directory", step="Prepare", path=path, observed=error.strerror
+            "a relative artifact base needs a current directory",
+            step="Prepare",
+            path=path,
+            observed=error.strerror,
+            expected="an absolute path, or a current directory that is there",
+            hint=NAME_A_BASE,
         ) from error
 
 
@@ -224,7 +238,9 @@ def open_private(path: bytes, identity: Identity) -> int:
     """
     names = components(path, BadBase, "Prepare")
     if not names:
-        raise BadBase("path refused", step="Prepare", path=path, expected="a directory below /")
+        raise BadBase(
+            "path refused", step="Prepare", path=path, observed="/", expected="a directory below /", hint=NAME_A_BASE
+        )
     with calls("Prepare", path):
         fd = linux.open(b"/", _DIRECTORY)
     here = b""
@@ -246,7 +262,7 @@ def open_private(path: bytes, identity: Identity) -> int:
 
 def enter(parent: int, name: bytes, path: bytes, *, create: bool) -> int:
     """A descriptor of directory `name` in `parent`; BadBase for a link or anything that is no directory."""
-    with calls("Prepare", path):
+    with calls("Prepare", path, expected="a directory that the caller can enter and write", hint=NAME_A_BASE):
         if create:
             try:
                 make_directory(parent, name)
@@ -299,7 +315,7 @@ def _judge_above(status: os.stat_result, path: bytes, identity: Identity) -> Non
             expected="owner root"
             + ("" if identity.host_root else f" or uid {identity.uid}")
             + ", not writable by group or others",
-            hint="set NUCLEUS_GVISOR_ARTIFACT_BASE to a directory that only you can write",
+            hint=NAME_A_BASE,
         )
 
 

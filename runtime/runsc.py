@@ -161,7 +161,7 @@ def choose_platform(release: Release, wanted: Platform) -> str:
                 step="Confine",
                 observed=f"release {release.version} with {', '.join(release.platforms)}",
                 expected=wanted.value,
-                hint="--platform auto takes what the release has",
+                hint='platform="auto" takes what the release has',
             )
         if wanted is Platform.KVM:
             _require_kvm()
@@ -182,7 +182,7 @@ def _require_kvm() -> None:
             path="/dev/kvm",
             observed="missing or not readable and writable",
             expected="a KVM device",
-            hint="--platform auto",
+            hint='platform="auto"',
         )
 
 
@@ -214,7 +214,7 @@ def judge_network(release: Release, options: GVisorOciRunOptions, *, rootless: b
             "runsc has no sandbox network when rootless",
             step="Confine",
             observed="runsc_rootless=True",
-            hint="leave runsc_rootless off, or use --network none or host",
+            hint='leave runsc_rootless=True away, or take network="none" or network="host"',
         )
     if rootless:
         raise Unsupported(
@@ -222,7 +222,7 @@ def judge_network(release: Release, options: GVisorOciRunOptions, *, rootless: b
             step="Confine",
             observed=f"release {release.version}: it runs its sandbox as nobody, an id that the namespace lacks",
             expected="a release that starts without --rootless, such as 20240729 or later",
-            hint="use a newer runsc, or --network none or host",
+            hint='use a newer runsc, or network="none" or network="host"',
         )
 
 
@@ -233,7 +233,7 @@ def judge_restore(release: Release, options: GVisorOciRunOptions, *, rootless: b
             "runsc restores no checkpoint when rootless",
             step="Confine",
             observed="runsc_rootless=True",
-            hint="leave runsc_rootless off",
+            hint="leave runsc_rootless=True away",
         )
     if rootless:
         raise Unsupported(

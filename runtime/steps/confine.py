@@ -103,7 +103,7 @@ def refuse_incompatible(options: GVisorOciRunOptions) -> None:
             observed="a process under any Landlock file-system ruleset is denied mount and pivot_root, and runsc must"
             " mount (landlock(7)); the launch would end with 'waiting for sandbox to start: EOF'",
             expected="confinement mount-locked",
-            hint="--confinement mount-locked",
+            hint='confinement="mount-locked"',
         )
     if options.confinement is Confinement.LANDLOCK and not _linux.landlock_abi():
         raise ConfineFailed("the kernel has no Landlock", step="Confine", expected="Linux 5.13 with lsm=landlock")

@@ -147,7 +147,7 @@ def _judge_annotations(annotations: Mapping[str, str]) -> None:
                 step="Prepare",
                 observed=annotations[name],
                 expected="no such annotation: what a writable root means is an option of the launch",
-                hint="writable= or --writable",
+                hint='writable="memory", or another of its values',
             )
 
 

@@ -261,7 +261,7 @@ def _judge_file(
             observed=described(status),
             expected=expected,
             # Not to make it root's: who could change it may have done so.
-            hint="install it anew, as root's and of mode 0755; or pin its SHA-256 where the owner is unknown",
+            hint='install it anew, as root\'s and of mode 0755; or pin="SHA256" where the owner is unknown',
         )
     if not mode & 0o111:
         raise NotExecutable(

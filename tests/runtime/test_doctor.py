@@ -442,7 +442,7 @@ def test_no_proc(modes: dict[str, Mode]) -> None:
     told = within(modes["user"], IN_PLACE_OF_PROC)
     assert not told.data["launch"]
     assert told["caller"]["ok"] == "no"
-    assert told["caller"]["mend"] == "mount /proc"
+    assert told["caller"]["mend"].startswith("mount /proc")
 
 
 @pytest.mark.parametrize("name", ["mount_setattr", "open_tree", "move_mount"])

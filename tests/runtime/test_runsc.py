@@ -210,7 +210,7 @@ def test_a_platform_that_the_release_has_is_taken() -> None:
     assert runsc.choose_platform(OLD, Platform.PTRACE) == "ptrace"
     with pytest.raises(Unsupported) as caught:
         runsc.choose_platform(OLD, Platform.SYSTRAP)
-    assert "ptrace, kvm" in str(caught.value) and "--platform auto" in caught.value.hint
+    assert "ptrace, kvm" in str(caught.value) and 'platform="auto"' in caught.value.hint
 
 
 def test_auto_is_the_releases_own_default() -> None:
