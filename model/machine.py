@@ -51,11 +51,18 @@ class LaunchMachine:
     """One launch: its facts, its records, and `fire`, which moves it.
 
     `steps` does and sees; `sink` is given each record before its transition commits and makes it durable: if it
-    raises, the transition does not happen. Spec: GVisorRuntime!Init.
+    raises, the transition does not happen. `by` is the first record's evidence: who launches. Spec: GVisorRuntime!Init.
     """
 
     def __init__(
-        self, facts: Facts, steps: Steps, *, sink: Sink = lambda _: None, launch: str = "0" * 32, container: str = ""
+        self,
+        facts: Facts,
+        steps: Steps,
+        *,
+        sink: Sink = lambda _: None,
+        launch: str = "0" * 32,
+        container: str = "",
+        by: Mapping[str, object] | None = None,
     ) -> None:
         self._holder = _Holder(facts)
         self._steps = steps
@@ -86,7 +93,7 @@ class LaunchMachine:
         )
         self._identity = (launch, container)
         self._records: tuple[TransitionRecord, ...] = ()
-        self._commit("Init", facts, facts, {}, {})
+        self._commit("Init", facts, facts, {}, by or {})
 
     @property
     def state(self) -> LaunchState:

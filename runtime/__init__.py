@@ -90,6 +90,7 @@ from nucleus_gvisor.runtime.options import (
 from nucleus_gvisor.runtime.request import SandboxOptions
 from nucleus_gvisor.runtime.runsc import Release
 from nucleus_gvisor.runtime.sandbox import Completed, CompletedRun, GuestProcess, LivingOptions, Process, Sandbox, run
+from nucleus_gvisor.runtime.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from nucleus_gvisor.runtime.aio import AsyncGuestProcess, AsyncSandbox, arun
@@ -171,6 +172,7 @@ __all__ = [
     "Unsupported",
     "Untrusted",
     "Writable",
+    "__version__",
     "arun",
     "run",
 ]

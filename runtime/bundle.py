@@ -40,7 +40,10 @@ HOST_DIRECTORIES = ("/bin", "/sbin", "/usr", "/lib", "/lib64", "/etc/alternative
 """What a bundle without a rootfs shows of the host, read-only, where it exists."""
 
 MAX_CONFIG = 1 << 20
-"""Bytes of a config.json, and of the arguments and environment together."""
+"""Bytes of a config.json."""
+MAX_STRINGS = 2 << 20
+"""Bytes of the arguments and environment together, each with its NUL and its pointer: a quarter of the usual stack
+limit, execve(2), and gVisor's own limit."""
 MAX_STRING = 32 * 4096
 """Bytes of one argument or environment entry with its NUL: MAX_ARG_STRLEN, linux/binfmts.h."""
 _MAX_DEPTH = 64
@@ -276,7 +279,7 @@ class OciBundle:
         are looked up now). `/proc`, `/dev` and a tmpfs `/tmp` are always there; a mount at one of the other default
         targets takes its place. `env` is the whole environment, DEFAULT_ENV when None. `rlimits` maps `RLIMIT_*` to
         one limit or to (soft, hard). Raises BadArgument for what cannot be passed on: NUL, not UTF-8, one string of
-        128 KiB, 1 MiB of strings together, an option out of range (OCI runtime-spec, Process).
+        128 KiB, 2 MiB of strings together, an option out of range (OCI runtime-spec, Process).
         """
         if isinstance(args, str | bytes) or not isinstance(args, Sequence):
             raise _unfit("args", args, "a list of strings")
@@ -594,8 +597,8 @@ def _judge_process(process: dict[str, Any]) -> None:
         if entry.find("=") < 1:
             raise _wrong(f"process.env[{index}]", f"{len(entry)} characters", "NAME=VALUE")  # it may be a secret
     # As execve counts: each string with its NUL and its pointer.
-    if (total := sum(len(string.encode()) + 9 for string in args + env)) > MAX_CONFIG:
-        raise _wrong("process.args and process.env", f"{total} bytes", f"at most {MAX_CONFIG} bytes together")
+    if (total := sum(len(string.encode()) + 9 for string in args + env)) > MAX_STRINGS:
+        raise _wrong("process.args and process.env", f"{total} bytes", f"at most {MAX_STRINGS} bytes together")
     _path(process.get("cwd"), "process.cwd")
     user = _optional(process.get("user"), "process.user")
     # 2^32 - 1 is (uid_t) -1, which setresuid(2) takes for "leave as it is".

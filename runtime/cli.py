@@ -6,6 +6,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -35,6 +36,7 @@ from nucleus_gvisor.runtime.options import (
 from nucleus_gvisor.runtime.request import user_of
 from nucleus_gvisor.runtime.sandbox import Sandbox, limited
 from nucleus_gvisor.runtime.streams import Relay, handling, open_standard_descriptors
+from nucleus_gvisor.runtime.version import VERSION
 
 OURS = 125
 """Exit code when the launch failed, or runsc did not start the guest, which never ran; or when a stream of it that is
@@ -49,6 +51,7 @@ BY_LIMIT = 137
 """Exit code when a limit ended the guest, 128 + SIGKILL, as container engines have it."""
 MAX_SECONDS = 2_000_000
 """The longest --timeout, 23 days."""
+_RLIMIT = re.compile(r"([A-Za-z_]{1,32})=([0-9]{1,19})(?::([0-9]{1,19}))?", re.ASCII)
 _SIZE = re.compile(r"([0-9]{1,15})([KMGkmg]?)", re.ASCII)
 
 
@@ -105,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="nucleus-gvisor", description="Launch untrusted programs under gVisor, verified and on record."
     )
+    parser.add_argument("--version", action="version", version=f"nucleus-gvisor {VERSION}")
     verbs = parser.add_subparsers(required=True, metavar="COMMAND")
     run = verbs.add_parser(
         "run",
@@ -123,8 +127,10 @@ def _parser() -> argparse.ArgumentParser:
         help="work in a new sandbox on a terminal",
         description="Run COMMAND (default: sh) on a terminal in a new sandbox, and exit with its exit code.",
     )
-    _add_launch(shell)
+    _add_launch(shell, lives=True)
     _add_limits(shell)
+    shell.add_argument("--service", metavar="COMMAND", type=_service, default=(), help="an absolute path in the guest, "
+        "and arguments, quoted as for a shell: the guest's init starts it beside")  # fmt: skip
     shell.set_defaults(command=_shell)
     explain = verbs.add_parser(
         "explain",
@@ -215,13 +221,34 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     add("--memory", metavar="BYTES", type=_size, help="memory of the whole sandbox (suffixes: K, M, G)")
     add("--cpus", metavar="NUMBER", type=float, help="processors, 0.5 being half of one's time")
     add("--pids", metavar="NUMBER", type=int, help="processes and threads of the guest")
+    add("--lifetime", metavar="SECONDS", type=_seconds, help="how long the sandbox may live")
     add("--limits", choices=["required", "best_effort"], default="required", help="what cannot be enforced fails "
         "(default), or goes without")  # fmt: skip
 
 
 def limits_of(given: argparse.Namespace) -> Limits:
     """The limits that the arguments mean."""
-    return Limits(memory=given.memory, cpus=given.cpus, pids=given.pids, enforcement=given.limits)
+    return Limits(
+        memory=given.memory, cpus=given.cpus, pids=given.pids, lifetime=given.lifetime, enforcement=given.limits
+    )
+
+
+def _rlimit(text: str) -> tuple[str, tuple[int, int]]:
+    match = _RLIMIT.fullmatch(text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text}: expected NAME=SOFT[:HARD], numbers")
+    name, soft, hard = match.groups()
+    return f"RLIMIT_{name.upper().removeprefix('RLIMIT_')}", (int(soft), int(hard or soft))
+
+
+def _service(text: str) -> tuple[str, ...]:
+    try:
+        words = tuple(shlex.split(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
+    if not words or not words[0].startswith("/"):
+        raise argparse.ArgumentTypeError(f"{text}: expected an absolute path in the guest, and arguments")
+    return words
 
 
 def _bounds(text: str) -> RecordBounds:
@@ -238,21 +265,30 @@ def _size(text: str) -> int:
     return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2].upper()]
 
 
-def _add_launch(parser: argparse.ArgumentParser) -> None:
+def _add_launch(parser: argparse.ArgumentParser, *, lives: bool = False) -> None:
+    """Arguments of a launch; `lives`: of a sandbox that takes commands, which has no bundle of others' and no end."""
     add = parser.add_argument
     add("--id", metavar="ID", help="container id (default: 32 random hex digits)")
     root = parser.add_mutually_exclusive_group()
-    root.add_argument("--bundle", metavar="DIR", type=Path, help="run this OCI bundle; it brings its own command")
+    if not lives:
+        root.add_argument("--bundle", metavar="DIR", type=Path, help="run this OCI bundle; it brings its own command")
     root.add_argument("--rootfs", metavar="DIR", type=Path, help="the guest's root (default: the host's programs)")
     add("--writable", nargs="?", const="memory", choices=[str(w) for w in Writable], help="let the guest write to its "
         "root: to memory (default), or to the directory itself; also what a bundle's writable root means")  # fmt: skip
     add("--platform", choices=[str(p) for p in Platform], default="auto", help="gVisor platform (default: auto)")
     add("--network", choices=[str(n) for n in NetworkMode], default="none", help="network (default: none)")
-    add("--rootless", action="store_true", help="pass runsc --rootless (it is passed where it is needed)")
-    add("--ignore-cgroups", action="store_true", help="pass runsc --ignore-cgroups (implied by mount-locked)")
+    if not lives:
+        add("--rootless", action="store_true", help="pass runsc --rootless (it is passed where it is needed)")
+        add("--ignore-cgroups", action="store_true", help="pass runsc --ignore-cgroups (implied by mount-locked)")
     add("--confinement", choices=[str(c) for c in Confinement], default="mount-locked", help="default: mount-locked")
     add("--enforcement", choices=[str(e) for e in Enforcement], default="required", help="default: required")
-    add("--stage", choices=[str(s) for s in StageMethod], default="auto", help="how the binary is kept (default: auto)")
+    if not lives:
+        add(
+            "--stage",
+            choices=[str(s) for s in StageMethod],
+            default="auto",
+            help="how the binary is kept (default: auto)",
+        )
     add("--pin", metavar="SHA256", help="run no other runsc than the one with this digest")
     add("--artifact-base", metavar="DIR", type=Path, help="where launches keep their directories")
     add("--runsc", metavar="PATH", help="use this runsc instead of searching")
@@ -269,8 +305,11 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
     add("--cwd", metavar="DIR", default="/", help="the guest's working directory (default: /)")
     add("--hostname", metavar="NAME", default="gvisor", help="the guest's host name (default: gvisor)")
     add("--user", metavar="UID[:GID]", default="0:0", help="the guest's user (default: 0:0)")
-    add("--timeout", metavar="SECONDS", type=_seconds, help="end the guest after this time, with exit code 124")
-    add("--allow-hooks", action="store_true", help="accept the bundle's hooks; they run on the host")
+    add("--rlimit", metavar="NAME=SOFT[:HARD]", type=_rlimit, action="append", default=[], help="a limit of each "
+        "process of the guest's, such as NOFILE=256")  # fmt: skip
+    if not lives:
+        add("--timeout", metavar="SECONDS", type=_seconds, help="end the guest after this time, with exit code 124")
+        add("--allow-hooks", action="store_true", help="accept the bundle's hooks; they run on the host")
     add("words", metavar="COMMAND", nargs=argparse.REMAINDER, help="the command and its arguments, after --")
 
 
@@ -299,11 +338,11 @@ def bundle_of(given: argparse.Namespace) -> OciBundle | Path:
     """The bundle that the arguments mean: built, or the directory to load at launch."""
     words = given.words[1:] if given.words[:1] == ["--"] else given.words
     if given.bundle is not None:
-        if words or given.mount or given.env or given.cwd != "/":
+        if words or given.mount or given.env or given.cwd != "/" or given.rlimit:
             raise BadArgument(
                 "a bundle brings its own command, mounts, environment and directory",
                 step="Resolve",
-                observed=" ".join(words) or "--mount, --env or --cwd",
+                observed=" ".join(words) or "--mount, --env, --cwd or --rlimit",
                 expected="nothing beside --bundle",
             )
         return Path(_absolute(given.bundle))
@@ -320,6 +359,7 @@ def bundle_of(given: argparse.Namespace) -> OciBundle | Path:
         hostname=given.hostname,
         uid=uid,
         gid=gid,
+        rlimits=dict(given.rlimit),
         terminal=False,
     )
 
@@ -411,8 +451,6 @@ def _shell(given: argparse.Namespace) -> int:
 
     if not (os.isatty(0) and os.isatty(1)):
         raise BadArgument("no terminal", step="Resolve", expected="one as standard input and output", hint="run")
-    if given.bundle is not None or given.stage != "auto" or given.allow_hooks or given.timeout is not None:
-        raise BadArgument("not for a shell", step="Resolve", observed="--bundle, --stage, --allow-hooks or --timeout")
     words = (given.words[1:] if given.words[:1] == ["--"] else given.words) or ["sh"]
     try:
         with _sandbox_of(given) as box, box.popen(words, pty=True, window=_window()) as process:
@@ -439,7 +477,10 @@ def _sandbox_of(given: argparse.Namespace) -> Sandbox:
         memory=limits.memory,
         cpus=limits.cpus,
         pids=limits.pids,
+        lifetime=limits.lifetime,
         limits=limits.enforcement,
+        rlimits=dict(given.rlimit),
+        service=given.service,
         runsc=given.runsc,
         pin=given.pin,
         platform=given.platform,

@@ -347,6 +347,8 @@ class GVisorRuntime:
     ) -> SandboxProcess:
         """Launch in a child process and return its handle once the kernel executes the verified image.
 
+        Without `options` the platform is `auto`.
+
         Safe in a process with several threads. `die_with_thread` has the kernel kill the sandbox when the calling
         thread ends, however it ends. Raises a LaunchError with the record on it; the caller is then as it was.
 
@@ -359,7 +361,7 @@ class GVisorRuntime:
         launch = self._launch(
             container_id,
             bundle,
-            options or GVisorOciRunOptions(),
+            options or GVisorOciRunOptions(platform=Platform.AUTO),
             stdio=stdio,
             die_with_parent=die_with_thread,
             # A fork would keep a copy of all the caller's memory for as long as the sandbox lives.

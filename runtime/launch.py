@@ -52,6 +52,7 @@ from nucleus_gvisor.runtime.paths import artifact_base, file_id, open_private
 from nucleus_gvisor.runtime.said import Said
 from nucleus_gvisor.runtime.steps import confine, exec_, fail, prepare, resolve, stage
 from nucleus_gvisor.runtime.streams import open_standard_descriptors
+from nucleus_gvisor.runtime.version import VERSION
 
 
 class Least(NamedTuple):
@@ -205,7 +206,10 @@ class Launch:
             self._recorded(lambda: self.record.open(named))
         self._look(self._look_resolve)
         container = str(self.container_id)[:64]
-        self.machine = LaunchMachine(self._begin(), self, sink=self._sink, launch=self.launch_id, container=container)
+        by = {"version": VERSION}
+        self.machine = LaunchMachine(
+            self._begin(), self, sink=self._sink, launch=self.launch_id, container=container, by=by
+        )
         return self.machine
 
     def _begin(self) -> Facts:

@@ -27,8 +27,8 @@ from nucleus_gvisor.runtime.options import (
     Writable,
 )
 
-Environment = Mapping[str, str] | Sequence[str]
-"""Variables by name, or a list of NAME=VALUE."""
+Environment = Mapping[str, str | None] | Sequence[str]
+"""Variables by name, None for one that is not to be there, or a list of NAME=VALUE."""
 User = int | tuple[int, int] | str
 """A user id, (user id, group id), or `UID[:GID]`; the group is the user's number when there is none."""
 
@@ -74,6 +74,7 @@ class OwnOptions(TypedDict, total=False):
     audit: Audit | str
     keep_records: RecordBounds
     debug_dir: HostPath | None
+    cwd: str | None
 
 
 class SandboxOptions(OwnOptions, total=False):
@@ -114,7 +115,7 @@ class Request:
         bundle = OciBundle.build(
             args,
             rootfs="/",
-            env={**self.env, **environment(env)},
+            env=merged(self.env, env),
             cwd=self.working_dir if cwd is None else directory(cwd, "cwd"),
             uid=uid,
             gid=gid,
@@ -151,9 +152,12 @@ def request(
     audit: Audit | str = Audit.REQUIRED,
     keep_records: RecordBounds = KEPT,
     debug_dir: HostPath | None = None,
+    cwd: str | None = None,
 ) -> Request:
     """Judge the arguments that `Sandbox` documents."""
     where = Writable.asked(writable)
+    if cwd is not None and working_dir not in (None, "/"):
+        raise ValueError("working_dir and cwd are the same: give one of them")
     how = {
         "rootfs": rootfs,
         "mounts": _mounts(mounts),
@@ -176,8 +180,8 @@ def request(
     )
     return Request(
         secrets.token_hex(16) if sandbox_id is None or sandbox_id == "" else sandbox_id,
-        {**DEFAULT_ENV, **environment(env)},
-        directory(working_dir, "working_dir"),
+        merged(DEFAULT_ENV, env),
+        directory(working_dir, "working_dir") if cwd is None else directory(cwd, "cwd"),
         user_of(user),
         GVisorRuntime.searching() if runsc is None else GVisorRuntime.with_path(os.path.abspath(os.fsdecode(runsc))),
         options,
@@ -223,17 +227,22 @@ def network_mode(network: object) -> NetworkMode:
         raise ValueError(f"network {network!r}: expected one of {', '.join(NetworkMode)}") from None
 
 
-def environment(env: Environment | None) -> dict[str, str]:
+def merged(base: Mapping[str, str], env: Environment | None) -> dict[str, str]:
+    """`base` with what `env` says over it."""
+    return {name: value for name, value in {**base, **environment(env)}.items() if value is not None}
+
+
+def environment(env: Environment | None) -> dict[str, str | None]:
     """Variables by name; ValueError for an entry without `=` or a name with one."""
     if not env:
         return {}
     if isinstance(env, Mapping):
         if bad := [name for name in env if "=" in str(name)]:
             raise ValueError(f"environment variable name {bad[0]!r} has a =")
-        return {str(name): str(value) for name, value in env.items()}
+        return {str(name): None if value is None else str(value) for name, value in env.items()}
     if not isinstance(env, list | tuple):
         raise TypeError(f"env must be a dict or a list of NAME=VALUE, not {type(env).__name__}")
-    found = {}
+    found: dict[str, str | None] = {}
     for entry in env:
         if not isinstance(entry, str) or "=" not in entry:
             raise ValueError(f"environment entry {entry!r}: expected NAME=VALUE")

@@ -459,10 +459,11 @@ class Sandbox:
     runtime_dir: where the launch keeps its directories (`artifact_base` in `GVisorOciRunOptions`).
     sandbox_id: the container id; 32 random hex digits by default.
     network: `none`, `sandbox` or `host`.
-    env: the guest's variables, by name or as NAME=VALUE, over bundle.DEFAULT_ENV. Nothing of the caller's own.
+    env: the guest's variables, by name (None takes one away) or as NAME=VALUE, over bundle.DEFAULT_ENV. Nothing of the
+        caller's own.
     mounts: `Mount` objects, `SRC:DST[:ro|rw]`, or mappings and objects with `destination`, `source`, `type` and
         `readonly`, which are writable unless they say otherwise.
-    working_dir: where commands start; taken from the guest's root.
+    working_dir: where commands start; taken from the guest's root. `cwd` is the same, as `exec` has it.
 
     And ours: `rootfs`, the guest's root on the host (the host's own programs, read-only, without it), and `writable`,
     may the guest write to its root: False, "memory" or True (to a layer of this sandbox alone, which is gone with it),

@@ -19,7 +19,15 @@ from referencing import Registry
 from referencing.jsonschema import DRAFT4
 
 from nucleus_gvisor.model.errors import BadArgument, BadBundle, Refused
-from nucleus_gvisor.runtime.bundle import DEFAULT_ENV, MAX_CONFIG, MAX_STRING, Mount, OciBundle, check_config
+from nucleus_gvisor.runtime.bundle import (
+    DEFAULT_ENV,
+    MAX_CONFIG,
+    MAX_STRING,
+    MAX_STRINGS,
+    Mount,
+    OciBundle,
+    check_config,
+)
 
 SCHEMA = Path("/usr/share/gocode/src/github.com/opencontainers/runtime-spec/schema/config-schema.json")
 
@@ -233,8 +241,8 @@ BUILD_REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("bytes that are not UTF-8", {"args": [b"\xff"]}, r"process.args\[0\] refused.*UTF-8"),
     ("a surrogate", {"args": ["\ud800"]}, r"process.args\[0\] refused.*UTF-8"),
     ("128 KiB in one argument", {"args": ["x" * MAX_STRING]}, "131072 bytes.*less than 131072 bytes"),
-    ("1 MiB of arguments", {"args": ["x" * (MAX_STRING - 1)] * 9}, "at most 1048576 bytes together"),
-    ("1 MiB of empty arguments", {"args": [""] * (MAX_CONFIG // 8)}, "at most 1048576 bytes together"),
+    ("2 MiB of arguments", {"args": ["x" * (MAX_STRING - 1)] * 16}, "at most 2097152 bytes together"),
+    ("2 MiB of empty arguments", {"args": [""] * (MAX_STRINGS // 8)}, "at most 2097152 bytes together"),
     ("128 KiB in the environment", {"env": {"A": "x" * MAX_STRING}}, r"process.env\[0\] refused"),
     ("= in a name", {"env": {"A=B": "x"}}, "environment name refused.*without ="),
     ("an empty name", {"env": {"": "x"}}, r"process.env\[0\] refused.*NAME=VALUE"),

@@ -245,11 +245,11 @@ def test_shell_says_why_not(first: Caller) -> None:
     assert (done.returncode, done.stdout) == (125, "")
     assert "no terminal" in done.stderr
     with at_a_terminal(first, "--timeout", "5", command=["true"]) as (process, at):
-        at.until("not for a shell")
-        assert process.wait(PATIENCE) == 125
+        at.until("unrecognized arguments: --timeout")
+        assert process.wait(PATIENCE) == 2
     with at_a_terminal(first, command=["no-such-program"]) as (process, at):
         at.until("was not started")
-        assert process.wait(PATIENCE) == 125
+        assert process.wait(PATIENCE) == 127
     hog = ["python3", "-c", "b = []\nwhile True: b.append(bytearray(b'x') * (10 << 20))"]
     with at_a_terminal(first, "--memory", "200M", command=hog) as (process, at):
         at.until("more than 209715200 bytes of memory")
