@@ -14,6 +14,7 @@ its guest one day, and has the same user: so this process cannot be traced by it
 """
 
 import _signal  # type: ignore[import-not-found]
+import array  # noqa: F401 - `socket.recv_fds` imports it, and what is a file of the host's is out of reach by then
 import errno
 import fcntl
 import marshal
@@ -61,19 +62,20 @@ class Watch:
         self._supervisor = supervisor
         self._end = self._seen = float("inf")
         self._memory: float | None = None
-        self._oom = ""
+        self._oom = -1
         self._file = ""
 
-    def begin(self, limits: "dict[str, Any]") -> None:
+    def begin(self, limits: "dict[str, Any]", given: list[int]) -> None:
+        """Watch `limits`; `given` has, where a cgroup has the memory, the file that tells whom the kernel killed."""
         now = time.monotonic()
         self._end = now + limits.get("lifetime", float("inf"))
         self._memory = limits.get("memory")
-        self._oom = limits.get("oom", "")
+        self._oom = given[0] if given else -1
         self._seen = now + BLIND
 
     def pause(self) -> float | None:
         """How long to wait for other things, in milliseconds."""
-        if self._memory is not None or self._oom:
+        if self._memory is not None or self._oom >= 0:
             return GLANCE * 1000
         left = self._end - time.monotonic()
         return None if left == float("inf") else min(max(0.0, left * 1000), 1_000_000_000)
@@ -82,7 +84,7 @@ class Watch:
         """The limit that is met, or ""."""
         if time.monotonic() >= self._end:
             return "lifetime"
-        if self._oom and _killed(self._oom):
+        if self._oom >= 0 and _killed(self._oom):
             return "memory"
         if self._memory is None:
             return ""
@@ -105,13 +107,13 @@ class Watch:
         return blocks + sum(_own_memory(pid) for pid in (self._supervisor, *children))
 
 
-def _killed(path: str) -> bool:
-    """Has the kernel killed a process of the cgroup, cgroup-v1/memory.rst."""
+def _killed(events: int) -> bool:
+    """Has the kernel killed a process of the cgroup, by its file memory.oom_control, cgroup-v1/memory.rst."""
     try:
-        with open(path, "rb") as file:
-            return any(line.startswith(b"oom_kill ") and line.split()[1] != b"0" for line in file)
+        lines = os.pread(events, 4096, 0).split(b"\n")
     except OSError:
         return False
+    return any(line.startswith(b"oom_kill ") and line.split()[1] != b"0" for line in lines)
 
 
 def _memory_files(pid: int) -> list[str]:
@@ -205,7 +207,7 @@ def _attend(link: int, owner: int, image: int, env: dict[bytes, bytes], supervis
                     return
                 word, *rest = marshal.loads(packet)
                 if word == "watch":
-                    watch.begin(*rest)
+                    watch.begin(rest[0], given)
                 elif word == "ahead":
                     commands.want(*rest)
                 else:

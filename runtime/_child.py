@@ -7,8 +7,9 @@ execve.
 
 The order is the point. Descriptors are closed before the first unshare: one that was opened outside would reach
 around everything that follows. Sources of binds are cloned before the host's mounts lose execution, and attached
-afterwards. The nested user namespace comes last: it is what turns the flags into locked ones. Then canaries try
-what must be refused. Kernel rules: mount_namespaces(7) "Restrictions on mount namespaces", mount_setattr(2).
+afterwards, to a root of the launch's own; the host's is detached. The nested user namespace comes last: it is what
+turns the flags into locked ones. Then signals and abstract sockets are scoped, and canaries try what must be refused.
+Kernel rules: mount_namespaces(7) "Restrictions on mount namespaces", mount_setattr(2), pivot_root(2), landlock(7).
 """
 
 import _signal  # type: ignore[import-not-found]  # signal without its enumerations: a millisecond less
@@ -27,6 +28,8 @@ except ImportError:  # the fresh interpreter knows this folder only, not the pac
 
 FAILED = 125
 MAX_PACKET = 1 << 17
+SCOPE = "scope of signals"
+"""The step of what only newer kernels have."""
 WAITING = b"ngv-before-exec"
 """The process's name until execve gives it another: a dead process still has its name, so that it can be told apart."""
 IMAGE = "image"
@@ -117,6 +120,10 @@ def _obey(link: int, image: int, plan: Plan) -> None:
             named = False
         if plan["attendant"] is not None:
             _attendant.start(plan["attendant"], plan["parent"], image, env)
+            if plan.get("scoped"):
+                # SAFETY: a scope of its own: a supervisor that was taken over can neither signal nor trace the
+                # attendant and runsc's other commands, which are outside of it; they can signal it.
+                linux.landlock_scope()
         _send(link, ("executing", named))
         linux.close_all_but({link, image, *plan["said"].values()})
         for fd in plan["said"].values():
@@ -192,12 +199,17 @@ def _locked(plan: Plan) -> tuple[int, dict[str, object]]:
         _close_host()
         if plan["host_root"]:
             _close_kernel_settings()
-        step = "devices"
-        _own_devices(devices)
+        # On mounts that are closed by now; what is detached below can be reached by these alone, and is tried by them.
+        plan["opened"] = [os.open(argv[0], os.O_PATH | os.O_CLOEXEC) for argv in plan["canaries"]]
+        step = "root"
+        root = _own_root(plan["place"], place, devices)
         step = "private tmpfs"
         work = linux.new_tmpfs(CLOSED, mode="0700", size="64m")
+        place = os.open(plan["place"], DIRECTORY)
         linux.move_mount(work, place)
         os.close(place)
+        linux.mount_setattr(root, b"", set=CLOSED | linux.MOUNT_ATTR_RDONLY)
+        os.close(root)
         step = "lay out"
         lay_out(work, plan)
         if plan["host_root"]:
@@ -205,7 +217,7 @@ def _locked(plan: Plan) -> tuple[int, dict[str, object]]:
         image = _attach(work, plan, binds)
         os.close(work)
         step = "lock"
-        enter_user_namespace(linux.CLONE_NEWNS | (linux.CLONE_NEWNET if plan["network"] else 0))
+        enter_user_namespace(linux.CLONE_NEWNS | linux.CLONE_NEWIPC | (linux.CLONE_NEWNET if plan["network"] else 0))
         if plan["set"]:
             image = _again_here(image, plan["place"] + b"/set/runsc")
         if plan["network"]:
@@ -215,9 +227,52 @@ def _locked(plan: Plan) -> tuple[int, dict[str, object]]:
         linux.no_new_privs()
         # The parent is to look at this process through /proc, and in-place to enter its namespaces.
         linux.set_dumpable()
+        step = SCOPE
+        plan["scoped"] = _scope(plan)
     except OSError as error:
         raise Refused("call", step, error.errno or 0, str(error)) from error
     return image, _prove(plan)
+
+
+def _scope(plan: Plan) -> list[dict[str, str]]:
+    """Neither signal nor reach by an abstract socket what is outside; what was tried of it.
+
+    Nothing is tried, and nothing of it in force, where the kernel has no such scope and none was required.
+    """
+    listener = linux.unix_socket()
+    try:
+        listener.bind("")  # an abstract name that the kernel chooses, unix(7)
+        listener.listen(1)
+        try:
+            linux.landlock_scope()
+        except OSError:
+            if plan["signal_scope"]:
+                raise
+            return []
+        return [_no_signal(plan["parent"]), _no_connection(listener.getsockname())]
+    finally:
+        listener.close()
+
+
+def _no_signal(pid: int) -> dict[str, str]:
+    """A canary: the process outside that would always permit it is asked whether it would take a signal."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return {"path": "signal to the parent", "answer": "EPERM"}
+    raise Refused("proof", "signal", 0, "a process outside can be signalled")
+
+
+def _no_connection(name: bytes) -> dict[str, str]:
+    """A canary: connect to a socket that was made outside of the scope."""
+    caller = linux.unix_socket()
+    try:
+        caller.connect(name)
+    except PermissionError:
+        return {"path": "abstract socket", "answer": "EPERM"}
+    finally:
+        caller.close()
+    raise Refused("proof", "abstract socket", 0, "one from outside can be connected to")
 
 
 _CONFINE = {None: _off, "landlock": _landlock, "mount-locked": _locked}
@@ -332,17 +387,57 @@ def _keep_whole_proc(proc: int, work: int) -> None:
     os.close(proc)
 
 
+def _own_root(path: bytes, place: int, devices: list[tuple[int, bytes]]) -> int:
+    """Have a root with nothing in it but /proc, a /dev of its own, and empty directories; the host's is detached.
+
+    What lies at `place` on the host meanwhile covers nothing that is used. Returns the root's descriptor.
+    """
+    proc = linux.open_tree(linux.AT_FDCWD, b"/proc", recursive=True)
+    root = linux.new_tmpfs(CLOSED, mode="0755", size="64k")
+    linux.move_mount(root, place)
+    os.close(place)
+    for name in ("proc", "dev", "tmp"):
+        os.mkdir(name, 0o755, dir_fd=root)
+    onto = os.open("proc", DIRECTORY, dir_fd=root)
+    linux.move_mount(proc, onto)
+    os.close(onto)
+    os.close(proc)
+    tree = _own_devices(root, devices)
+    linux.pivot_root(root)
+    parts = path.strip(b"/").split(b"/")
+    for number in range(1, len(parts) + 1):
+        try:
+            os.mkdir(b"/".join(parts[:number]), 0o755, dir_fd=root)
+        except FileExistsError:
+            pass  # a base below /dev
+    linux.mount_setattr(tree, b"", set=CLOSED | linux.MOUNT_ATTR_RDONLY)
+    os.close(tree)
+    return root
+
+
 def _device(path: bytes) -> int:
     """A detached mount of one device node, taken while devices still work."""
     return linux.open_tree(linux.AT_FDCWD, path)
 
 
-def _own_devices(devices: list[tuple[int, bytes]]) -> None:
-    """A /dev with harmless devices alone. Root's supervisor is root to device nodes: a disk is the host."""
+def _own_devices(root: int, devices: list[tuple[int, bytes]]) -> int:
+    """A /dev with harmless devices alone, and terminals of its own, below `root`; still writable.
+
+    Root's supervisor is root to device nodes: a disk is the host.
+    """
     tree = linux.new_tmpfs(linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NOEXEC, mode="0755", size="64k")
-    place = os.open("/dev", DIRECTORY)
+    place = os.open("dev", DIRECTORY, dir_fd=root)
     linux.move_mount(tree, place)
     os.close(place)
+    os.mkdir("pts", 0o755, dir_fd=tree)
+    os.symlink("pts/ptmx", "ptmx", dir_fd=tree)
+    terminals = linux.new_mount(
+        b"devpts", linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NOEXEC, mode="0620", ptmxmode="0666"
+    )
+    place = os.open("pts", DIRECTORY, dir_fd=tree)
+    linux.move_mount(terminals, place)
+    os.close(place)
+    os.close(terminals)
     for clone, path in devices:
         name = os.path.basename(path)
         os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=tree))
@@ -350,8 +445,7 @@ def _own_devices(devices: list[tuple[int, bytes]]) -> None:
         linux.move_mount(clone, onto)
         os.close(onto)
         os.close(clone)
-    linux.mount_setattr(tree, b"", set=CLOSED | linux.MOUNT_ATTR_RDONLY)
-    os.close(tree)
+    return tree
 
 
 def _again_here(image: int, path: bytes) -> int:
@@ -553,22 +647,27 @@ def _prove(plan: Plan) -> dict[str, object]:
     """Try what must be refused, and read the kernel's own list of mounts."""
     if not linux.has_no_new_privs():
         raise Refused("proof", "no_new_privs", 0, "is not set")
-    canaries = [_canary(argv) for argv in plan["canaries"]]
+    canaries = [_canary(argv, fd) for argv, fd in zip(plan["canaries"], plan["opened"], strict=True)]
+    canaries += [_out_of_reach(path) for argv in plan["canaries"] for path in _ways_to(argv[0], plan["parent"])]
+    canaries += plan["scoped"]
     for attribute, name in ((linux.MOUNT_ATTR_NOEXEC, "noexec"), (linux.MOUNT_ATTR_NOSUID, "nosuid")):
         try:
             linux.mount_setattr(linux.AT_FDCWD, b"/", clear=attribute)
         except PermissionError:
             continue
         raise Refused("proof", "undo", 0, f"{name} of / could be cleared from inside")
-    mounts, open_ones = _mounts(plan["place"])
-    if open_ones:
-        raise Refused("proof", os.fsdecode(open_ones[0]), 0, "a host mount without nosuid,nodev,noexec is left")
+    mounts, foreign = _mounts(plan["place"])
+    if foreign:
+        raise Refused(
+            "proof", os.fsdecode(foreign[0]), 0, "a mount that is not the launch's own, or not closed, is left"
+        )
     return {
         "confined": "mount-locked",
         "no_new_privs": True,
         "canaries": canaries,
         "undo": "EPERM",
-        "host_mounts": mounts,
+        "mounts": mounts,
+        "scope": "signals+abstract" if plan["scoped"] else "none",
         "user_namespace": os.readlink("/proc/self/ns/user"),
         "mount_namespace": os.readlink("/proc/self/ns/mnt"),
         # What is open by nature is said, not hidden: whoever can mount can execute from a memfd or a new tmpfs.
@@ -576,30 +675,57 @@ def _prove(plan: Plan) -> dict[str, object]:
     }
 
 
-def _canary(argv: list[bytes]) -> dict[str, str]:
-    """Execute a host program in place: it must be refused. If it is not, this process becomes it, and nothing runs."""
+def _canary(argv: list[bytes], fd: int | None = None) -> dict[str, str]:
+    """Execute a host program in place, by `fd` where no path leads to it: it must be refused.
+
+    If it is not, this process becomes it, and nothing runs.
+    """
     try:
-        os.execve(argv[0], argv, {})
+        os.execve(argv[0] if fd is None else fd, argv, {})
     except PermissionError:
         return {"path": os.fsdecode(argv[0]), "answer": "EACCES"}
     except OSError as error:
         raise Refused("proof", os.fsdecode(argv[0]), error.errno or 0, "was not refused by the confinement") from error
 
 
+def _ways_to(path: bytes, parent: int) -> list[bytes]:
+    """Paths by which a file of the host might be had: its own, and through a process outside."""
+    return [path, b"/proc/%d/root%s" % (parent, path)]
+
+
+def _out_of_reach(path: bytes) -> dict[str, str]:
+    """A canary: a file of the host must not be there, nor be reached through another process (ptrace(2))."""
+    try:
+        os.close(os.open(path, os.O_PATH | os.O_CLOEXEC))
+    except FileNotFoundError:
+        return {"path": os.fsdecode(path), "answer": "ENOENT"}
+    except PermissionError:
+        return {"path": os.fsdecode(path), "answer": "EACCES"}
+    raise Refused("proof", os.fsdecode(path), 0, "a file of the host can be reached")
+
+
 def _mounts(place: bytes) -> tuple[int, list[bytes]]:
-    """How many host mounts there are, and those that lack a flag; ours lie below `place` (proc(5), mountinfo)."""
-    open_ones, count = [], 0
+    """How many mounts there are, and those that are not the launch's own, or lack a flag (proc(5), mountinfo).
+
+    Below `place` and /dev lie those that the guest and runsc may execute and open.
+    """
+    foreign, count = [], 0
     for line in _read(b"/proc/self/mountinfo").splitlines():
         fields = line.split(b" ")
-        point = fields[4]
-        if b"\\" in point:  # \040 for a space; each child would import that codec anew
-            point = point.decode("unicode_escape").encode("latin-1")
+        point = _unescaped(fields[4])
         if point.startswith((place + b"/", b"/dev/")):
             continue
         count += 1
-        if not {b"nosuid", b"nodev", b"noexec"} <= set(fields[5].split(b",")):
-            open_ones.append(point)
-    return count, open_ones
+        known = point in (b"/", b"/dev", b"/proc", place) or point.startswith(b"/proc/")
+        if not known or not {b"nosuid", b"nodev", b"noexec"} <= set(fields[5].split(b",")):
+            foreign.append(point)
+    return count, foreign
+
+
+def _unescaped(point: bytes) -> bytes:
+    r"""A mount point as it is: \040 stands for a space. Python's own codec is a file of the host's, out of reach."""
+    first, *rest = point.split(b"\\")
+    return first + b"".join(bytes((int(part[:3], 8),)) + part[3:] for part in rest)
 
 
 def ask(

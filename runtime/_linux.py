@@ -19,6 +19,7 @@ from typing import Any
 CLONE_NEWNS = 0x00020000
 CLONE_PIDFD = 0x00001000
 CLONE_PARENT = 0x00008000
+CLONE_NEWIPC = 0x08000000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
 # linux/mount.h
@@ -27,6 +28,7 @@ MOUNT_ATTR_NOSUID = 0x2
 MOUNT_ATTR_NODEV = 0x4
 MOUNT_ATTR_NOEXEC = 0x8
 MS_PRIVATE = 1 << 18
+MNT_DETACH = 2
 OPEN_TREE_CLONE = 1
 OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 MOVE_MOUNT_F_EMPTY_PATH = 0x4
@@ -49,6 +51,7 @@ PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_NO_NEW_PRIVS, PR_GET_NO_N
 LANDLOCK_CREATE_RULESET_VERSION = 1
 LANDLOCK_RULE_PATH_BENEATH = 1
 LANDLOCK_ACCESS_FS_EXECUTE = 1
+LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET, LANDLOCK_SCOPE_SIGNAL = 1, 2
 # linux/pidfd.h: struct pidfd_info up to exit_code
 _PIDFD_INFO = struct.Struct("=QQ11Ii")
 PIDFD_INFO_EXIT = 1 << 3
@@ -64,6 +67,7 @@ _NUMBERS = {
 }  # fmt: skip
 
 _RT_SIGACTION = 13 if os.uname().machine == "x86_64" else 134  # asm/unistd_64.h, asm-generic/unistd.h
+_PIVOT_ROOT = 155 if os.uname().machine == "x86_64" else 41  # the same
 _CLONE = 56 if os.uname().machine == "x86_64" else 220  # the same
 
 # ---- descriptors ----
@@ -136,8 +140,8 @@ class _MountAttr(ctypes.Structure):  # struct mount_attr, linux/mount.h
     _fields_ = [(name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")]
 
 
-class _RulesetAttr(ctypes.Structure):  # struct landlock_ruleset_attr, linux/landlock.h (first ABI)
-    _fields_ = [("handled_access_fs", ctypes.c_uint64)]
+class _RulesetAttr(ctypes.Structure):  # struct landlock_ruleset_attr, linux/landlock.h (ABI 6; the first has one field)
+    _fields_ = [(name, ctypes.c_uint64) for name in ("handled_access_fs", "handled_access_net", "scoped")]
 
 
 class _PathBeneath(ctypes.Structure):  # struct landlock_path_beneath_attr, packed
@@ -196,6 +200,18 @@ def open_tree(fd: int, path: bytes = b"", *, recursive: bool = False) -> int:
 def move_mount(mount: int, onto: int) -> None:
     """Attach detached `mount` at O_PATH descriptor `onto`; move_mount(2), Linux 5.2."""
     _syscall("move_mount", mount, b"", onto, b"", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)
+
+
+def pivot_root(root: int) -> None:
+    """Make the mount that directory `root` is the root of the root of this mount namespace, and detach the old one.
+
+    pivot_root(2), "pivot_root(".", ".")"; the working directory is the new root afterwards.
+    """
+    os.fchdir(root)
+    dot = ctypes.c_char_p(b".")
+    _checked(_libc.syscall(ctypes.c_long(_PIVOT_ROOT), dot, dot), "pivot_root", (b".", b"."))
+    _checked(_libc.umount2(dot, MNT_DETACH), "umount2", (b".", MNT_DETACH))
+    os.chdir("/")
 
 
 def new_tmpfs(attributes: int, **options: str) -> int:
@@ -293,6 +309,13 @@ def packets(fd: int) -> Any:
     """The socket of packets behind `fd`, which blocks, whatever socket.setdefaulttimeout says in this process; and one
     of the C library's kind, whatever has put its own class in `socket` (gevent)."""
     link = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fd)
+    link.setblocking(True)
+    return link
+
+
+def unix_socket() -> Any:
+    """A new stream socket of that family; it blocks, and is the C library's kind, as those of `packets`."""
+    link = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     link.setblocking(True)
     return link
 
@@ -471,11 +494,25 @@ def landlock_execute_only(beneath: list[int]) -> None:
     Handles LANDLOCK_ACCESS_FS_EXECUTE alone (landlock(7)); without no_new_privs it needs CAP_SYS_ADMIN.
     """
     attr = _RulesetAttr(LANDLOCK_ACCESS_FS_EXECUTE)
-    ruleset = _syscall("landlock_create_ruleset", ctypes.byref(attr), ctypes.sizeof(attr), 0)
+    ruleset = _syscall("landlock_create_ruleset", ctypes.byref(attr), ctypes.sizeof(ctypes.c_uint64), 0)
     try:
         for fd in beneath:
             rule = _PathBeneath(LANDLOCK_ACCESS_FS_EXECUTE, fd)
             _syscall("landlock_add_rule", ruleset, LANDLOCK_RULE_PATH_BENEATH, ctypes.byref(rule), 0)
+        _syscall("landlock_restrict_self", ruleset, 0)
+    finally:
+        os.close(ruleset)
+
+
+def landlock_scope() -> None:
+    """Keep this thread and its children from signalling, and from abstract sockets of, what is not among them.
+
+    LANDLOCK_SCOPE_SIGNAL and LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET, Landlock ABI 6 (Linux 6.12). No access is handled, so
+    that mount(2) and pivot_root(2) stay permitted. It needs no_new_privs, and is never undone.
+    """
+    attr = _RulesetAttr(0, 0, LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET | LANDLOCK_SCOPE_SIGNAL)
+    ruleset = _syscall("landlock_create_ruleset", ctypes.byref(attr), ctypes.sizeof(attr), 0)
+    try:
         _syscall("landlock_restrict_self", ruleset, 0)
     finally:
         os.close(ruleset)

@@ -371,6 +371,11 @@ class AsyncSandbox:
         return self._box.achieved
 
     @property
+    def achieved_scope(self) -> str:
+        """What was achieved of `signal_scope`: `signals+abstract` or `none`."""
+        return self._box.achieved_scope
+
+    @property
     def achieved_limits(self) -> Mapping[str, str]:
         """By what each limit that was asked for is kept."""
         return self._box.achieved_limits

@@ -11,7 +11,7 @@ import signal
 import socket
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from nucleus_gvisor.runtime import _attendant
@@ -132,8 +132,13 @@ class Attendant:
                 # SAFETY: cgroupfs takes a number, which is its own for as long as nobody can have reaped it.
                 if pidfd >= 0 and not readable(pidfd, time.monotonic()):
                     held.release(self._pid)
-        if held.watch:
-            self._send(("watch", held.watch))
+        watch = dict(held.watch)
+        if not watch:
+            return
+        with ExitStack() as opened:
+            # The cgroups' file system is out of its reach.
+            paths = [watch.pop("oom")] if "oom" in watch else []
+            self._send(("watch", watch), *(opened.enter_context(open(path, "rb")).fileno() for path in paths))
 
     def _send(self, packet: tuple[Any, ...], *descriptors: int) -> None:
         try:

@@ -282,6 +282,8 @@ def _add_launch(parser: argparse.ArgumentParser, *, lives: bool = False) -> None
         add("--ignore-cgroups", action="store_true", help="pass runsc --ignore-cgroups (implied by mount-locked)")
     add("--confinement", choices=[str(c) for c in Confinement], default="mount-locked", help="default: mount-locked")
     add("--enforcement", choices=[str(e) for e in Enforcement], default="required", help="default: required")
+    scopes = [str(e) for e in Enforcement if e is not Enforcement.OFF]
+    add("--signal-scope", choices=scopes, default="best_effort", help="no signals to processes outside (Linux 6.12)")
     if not lives:
         add(
             "--stage",
@@ -322,6 +324,7 @@ def options_of(given: argparse.Namespace) -> GVisorOciRunOptions:
         platform=given.platform,
         confinement=given.confinement,
         enforcement=given.enforcement,
+        signal_scope=given.signal_scope,
         stage=given.stage,
         pin=given.pin,
         writable=given.writable or Writable.MEMORY,
@@ -486,6 +489,7 @@ def _sandbox_of(given: argparse.Namespace) -> Sandbox:
         platform=given.platform,
         confinement=given.confinement,
         enforcement=given.enforcement,
+        signal_scope=given.signal_scope,
         record=given.record,
         debug_dir=given.debug_dir,
         audit=given.audit,
@@ -563,6 +567,7 @@ def summary(container: str, record: Record | None, **more: Any) -> dict[str, Any
         "achieved": {
             "confinement": last.get("confined"),
             "proved": last.get("proved"),
+            "scope": confine.get("scope"),
             "audit": None if record is None else record.achieved,
         },
         "platform": confine.get("platform"),
@@ -629,7 +634,8 @@ def _show(data: dict[str, Any]) -> None:
     console.print(f"runsc       {data['runsc']} ({what})", highlight=False)
     console.print(f"sha256      {digests.get('runsc')}", highlight=False)
     proved = "proved from inside" if achieved["proved"] else "not proved"
-    console.print(f"confinement {achieved['confinement']}, {proved}", highlight=False)
+    scope = f"scope of signals {achieved['scope'] or 'none'}"
+    console.print(f"confinement {achieved['confinement']}, {proved}, {scope}", highlight=False)
     console.print(f"record      {data['record'] or data['record_problem']}", highlight=False, soft_wrap=True)
 
 

@@ -105,6 +105,13 @@ class SandboxProcess:
         return str(self.record.lines[-1].facts["confined"])
 
     @property
+    def achieved_scope(self) -> str:
+        """`signals+abstract` where the supervisor can signal nobody outside, nor reach their abstract sockets, which
+        was tried; else `none`."""
+        shown = next(line.evidence for line in self.record.lines if line.action.startswith("Confine"))
+        return str(shown.get("scope", "none"))
+
+    @property
     def achieved_limits(self) -> Mapping[str, str]:
         """Each limit that was asked for, and who enforces it (`limits`)."""
         return dict(self.held.achieved)

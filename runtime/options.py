@@ -152,6 +152,8 @@ class GVisorOciRunOptions:
 
     confinement: Confinement = Confinement.MOUNT_LOCKED
     enforcement: Enforcement = Enforcement.REQUIRED
+    signal_scope: Enforcement = Enforcement.BEST_EFFORT
+    """Must the supervisor be kept from signalling processes outside, and from their abstract sockets (Linux 6.12)?"""
     stage: StageMethod = StageMethod.AUTO
     program: Program = Program.RUNSC
     pin: str | None = None
@@ -179,6 +181,7 @@ class GVisorOciRunOptions:
             ("platform", Platform),
             ("confinement", Confinement),
             ("enforcement", Enforcement),
+            ("signal_scope", Enforcement),
             ("stage", StageMethod),
             ("program", Program),
             ("writable", Writable),
@@ -200,6 +203,7 @@ class GVisorOciRunOptions:
                 observed=self.enforcement.value,
                 expected="required",
             )
+        self._judge_scope()
 
     def _judge_audit(self) -> None:
         if self.record is False:
@@ -217,10 +221,24 @@ class GVisorOciRunOptions:
             f"{what} contradicts audit", step="Resolve", observed=self.audit.value, expected="one of the two", hint=why
         )
 
+    def _judge_scope(self) -> None:
+        if self.signal_scope is Enforcement.OFF:
+            raise BadArgument(
+                "signal_scope refused", step="Resolve", observed="off", expected="required or best_effort"
+            )
+        locked = self.confinement is Confinement.MOUNT_LOCKED and self.enforcement is Enforcement.REQUIRED
+        if self.signal_scope is Enforcement.REQUIRED and not locked:
+            raise BadArgument(
+                "signal_scope contradicts enforcement or confinement",
+                step="Resolve",
+                observed=f"{self.enforcement.value}, {self.confinement.value}",
+                expected="enforcement required and confinement mount-locked",
+            )
+
 
 _OPTION = re.compile(
     r"\b(allow_hooks|artifact_base|confinement|debug_dir|enforcement|limits|network|pin|platform|record|rootfs|runsc"
-    r"|runsc_rootless|stage|writable)=(?:\"([^\"]*)\"|True\b)"
+    r"|runsc_rootless|signal_scope|stage|writable)=(?:\"([^\"]*)\"|True\b)"
 )
 
 

@@ -95,6 +95,8 @@ class Rehearsal:
         self.identities: dict[bytes, paths.FileId] = dict(self._identified())
         self.written: dict[bytes, bytes] = {b"/proc/self/mountinfo": b""}
         self.words: list[tuple[Any, ...]] = [("exec", *command)]
+        canaries = [argv[0] for argv in child_plan["canaries"]]
+        self.tried: set[str] = {os.fsdecode(way) for path in canaries for way in _child._ways_to(path, 0)}
         self.problem: object = None
         linux = _copy(_linux)
         self.child_module: ModuleType = _copy(_child)
@@ -115,6 +117,7 @@ class Rehearsal:
             _signal=_Signal(self),
             linux=linux,
             _loopback_up=self._loopback_up,
+            _scope=self._scope,
             ask=self._ask,
         )
 
@@ -142,8 +145,13 @@ class Rehearsal:
         calls, self.calls = self.calls, []
         return calls
 
+    @property
+    def confined(self) -> bool:
+        """Is the child where it proves that it is."""
+        return any(call == "prctl" and "SET_NO_NEW_PRIVS" in detail for call, detail, _ in self.calls)
+
     def note(self, call: str, detail: str, why: str = "") -> None:
-        if call == "unshare" and any(earlier == "unshare" for earlier, *_ in self.calls):
+        if call == "unshare" and any(earlier == "pivot_root" for earlier, *_ in self.calls):
             why = "this nested user namespace is what locks the flags"
         known = (reason for name, needle, reason in _WHY if name == call and needle in detail)
         self.calls.append((call, detail, why or next(known, "")))
@@ -163,7 +171,7 @@ class Rehearsal:
             "AT_RECURSIVE" if flags & _linux.AT_RECURSIVE else "",
         ]
         text = " ".join(filter(None, parts))
-        if any(call == "prctl" and "SET_NO_NEW_PRIVS" in detail for call, detail, _ in self.calls):
+        if self.confined:
             self.note("mount_setattr", f"{os.fsdecode(path)} {text}", "the undo test: it must answer EPERM")
             raise PermissionError(errno.EPERM, "as it must")
         self.note("mount_setattr", f"{os.fsdecode(path) or self.fds.name(fd)} {text}")
@@ -240,6 +248,12 @@ class Rehearsal:
         else:
             self.problem = marshal.loads(data)
 
+    def _scope(self, _plan: object) -> list[dict[str, str]]:
+        self.note("landlock_restrict_self", "signals and abstract sockets", "where the kernel has it (Linux 6.12)")
+        self.note("kill", "0 to the parent", "a canary: it must answer EPERM")
+        self.note("connect", "an abstract socket from outside", "a canary: it must answer EPERM")
+        return []
+
     def _loopback_up(self) -> None:
         self.note("ioctl", "SIOCSIFFLAGS lo IFF_UP", "a new network namespace has its loopback down")
 
@@ -277,13 +291,21 @@ def _copy(module: ModuleType) -> ModuleType:
 
 
 class _Libc:
-    """The three functions that `_linux` calls by name."""
+    """The functions that `_linux` calls by name; of `syscall` pivot_root alone gets here."""
 
     def __init__(self, rehearsal: Rehearsal) -> None:
         self._r = rehearsal
 
     def unshare(self, flags: int) -> int:
         self._r.note("unshare", flags_of(flags, "CLONE_"))
+        return 0
+
+    def syscall(self, _number: object, *_: object) -> int:
+        self._r.note("pivot_root", ". .", "nothing of the host's files is left in sight")
+        return 0
+
+    def umount2(self, _path: object, _flags: int) -> int:
+        self._r.note("umount2", ". MNT_DETACH", "the host's root")
         return 0
 
     def prctl(self, what: int, value: Any, *_: int) -> int:
@@ -339,6 +361,9 @@ class _Os:
         raw = os.fsencode(name)
         identity = r.identities.get(raw, NOTHING)
         kind = stat_.S_IFDIR if flags & os.O_DIRECTORY else stat_.S_IFREG
+        if r.confined and name in r.tried:
+            r.note("openat", f"{name} O_PATH", "a canary: it must answer ENOENT or EACCES")
+            raise FileNotFoundError(errno.ENOENT, "as it must")
         if raw in r.identities:
             kind = stat_.S_IFDIR if raw == r.plan["place"] or os.path.isdir(raw) else stat_.S_IFREG
             r.note("openat", f"{name} O_PATH", "again, in this namespace, and compared with what was judged")
@@ -408,7 +433,7 @@ class _Os:
         self._r.note("chdir", path)
 
     def fchdir(self, fd: int) -> None:
-        self._r.note("fchdir", self._r.fds.known[fd].name, "so no part of a path has to be escaped")
+        self._r.note("fchdir", self._r.fds.known[fd].name)
 
     def getppid(self) -> int:
         return int(self._r.plan["parent"])
@@ -422,9 +447,16 @@ class _Os:
     def set_inheritable(self, fd: int, inheritable: bool) -> None:
         pass
 
+    def symlink(self, target: str, name: str, *, dir_fd: int) -> None:
+        self._r.note("symlinkat", f"{target} {self._full(name, dir_fd)}")
+
     def execve(self, image: int | bytes, argv: list[bytes], _env: Mapping[bytes, bytes]) -> None:
         if isinstance(image, bytes):
             self._r.note("execve", os.fsdecode(image), "a canary: it must answer EACCES")
+            raise PermissionError(errno.EACCES, "as it must")
+        if image in self._r.plan.get("opened", ()):
+            detail = f"{os.fsdecode(argv[0])}, by descriptor"
+            self._r.note("execveat", detail, "a canary: it must answer EACCES")
             raise PermissionError(errno.EACCES, "as it must")
         name = f"{self._r.fds.name(image)} as {os.fsdecode(argv[0])}, by descriptor"
         self._r.note("execveat", name, "the verified bytes")
@@ -451,7 +483,7 @@ _WHY = (
     ("fsopen", "", "reached by descriptor only, until it is attached"),
     ("write", "setgroups", "without CAP_SETGID outside, gid_map cannot be written before"),
     ("write", "uid_map", "root inside is the caller outside, and no other id exists"),
-    ("move_mount", " onto /dev", "of the host's devices, harmless ones alone are kept"),
+    ("move_mount", "/dev/", "of the host's devices, harmless ones alone are kept"),
     ("prctl", "PR_SET_NO_NEW_PRIVS", "no exec gains privilege"),
     ("prctl", "PR_SET_PDEATHSIG", "the child ends with its launcher"),
     ("prctl", "PR_SET_DUMPABLE", "the parent looks at the child through /proc"),

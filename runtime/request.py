@@ -70,6 +70,7 @@ class OwnOptions(TypedDict, total=False):
     platform: Platform | str
     confinement: Confinement | str
     enforcement: Enforcement | str
+    signal_scope: Enforcement | str
     record: HostPath | Literal[False] | None
     audit: Audit | str
     keep_records: RecordBounds
@@ -148,6 +149,7 @@ def request(
     platform: Platform | str = Platform.AUTO,
     confinement: Confinement | str = Confinement.MOUNT_LOCKED,
     enforcement: Enforcement | str = Enforcement.REQUIRED,
+    signal_scope: Enforcement | str = Enforcement.BEST_EFFORT,
     record: HostPath | Literal[False] | None = None,
     audit: Audit | str = Audit.REQUIRED,
     keep_records: RecordBounds = KEPT,
@@ -170,6 +172,7 @@ def request(
         platform=platform,  # type: ignore[arg-type]
         confinement=confinement,  # type: ignore[arg-type]
         enforcement=enforcement,  # type: ignore[arg-type]
+        signal_scope=signal_scope,  # type: ignore[arg-type]
         pin=pin,
         writable=where or Writable.MEMORY,
         artifact_base=None if runtime_dir is None else Path(os.path.abspath(os.fsdecode(runtime_dir))),

@@ -646,6 +646,12 @@ class Sandbox:
         return self._process.achieved
 
     @property
+    def achieved_scope(self) -> str:
+        """`signals+abstract` where the supervisor can signal nobody outside, nor reach their abstract sockets, which
+        was tried; else `none`."""
+        return self._process.achieved_scope
+
+    @property
     def achieved_limits(self) -> Mapping[str, str]:
         """Each limit that was asked for, and who enforces it (`limits`)."""
         return self._process.achieved_limits

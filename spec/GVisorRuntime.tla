@@ -187,15 +187,19 @@ StageCopy == UsesCopy /\ SpaceLeft /\ Stage /\ residue' = residue \union {"stage
    descriptor.  runtime/steps/stage.py: stage                                    *)
 StageStore == UsesStore /\ Stage /\ UNCHANGED residue
 
-(* What both confinements have in common: the host can, and a canary sent ahead
-   could neither execute a host file nor undo what was done.                     *)
+(* What both confinements have in common: the host can, and canaries sent ahead
+   stayed inside: what they tried is in the record.                              *)
 Confine(how) ==
     /\ Alive /\ state = "Staged" /\ Fit /\ Asked /\ Available /\ Holds
     /\ state' = "Confined" /\ confined' = how /\ proved' = TRUE
     /\ UNCHANGED <<cause, options, alive, request, binary, held, staged, place, lock, residue, host, ran, budget>>
 
-(* A private mount namespace whose mounts are NOSUID and NOEXEC, except the
-   guest's own, and a nested user namespace that locks these flags.
+(* A private mount namespace whose root is the launch's own, with nothing of the
+   host's but what the guest gets; all else is NOSUID and NOEXEC, a nested user
+   namespace locks it, and signals do not leave it where the kernel can see to that.
+   In this order: what is attached after the lock would not be locked, and the host's
+   root can be detached only before. Canaries then neither execute nor find a host
+   file, undo nothing, and signal nobody.
    runtime/steps/confine.py: start, and runtime/_child.py in the child           *)
 ConfineLocked == WantsLocked /\ Confine("mount-locked")
 
@@ -393,7 +397,8 @@ DenyLandlock ==
     /\ landlock = TRUE /\ Strikes("Staged") /\ landlock' = FALSE
     /\ UNCHANGED <<launcher, request, binary, held, place, lock, userns, holds, execve, calls>>
 
-(* Every call succeeded, and still a canary runs a host file or undoes the flags. *)
+(* Every call succeeded, and still a canary runs or finds a host file, undoes the
+   flags, or signals a process outside.                                          *)
 LeakConfinement ==
     /\ holds = TRUE /\ Strikes("Staged") /\ holds' = FALSE
     /\ UNCHANGED <<launcher, request, binary, held, place, lock, userns, landlock, execve, calls>>

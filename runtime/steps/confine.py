@@ -18,7 +18,7 @@ from nucleus_gvisor.model.errors import (
     StepFailed,
 )
 from nucleus_gvisor.runtime import _child, _linux, interpreter, runsc
-from nucleus_gvisor.runtime.options import Confinement, GVisorOciRunOptions, NetworkMode, Platform, Program
+from nucleus_gvisor.runtime.options import Confinement, Enforcement, GVisorOciRunOptions, NetworkMode, Platform, Program
 from nucleus_gvisor.runtime.supervisor import Supervisor
 
 CANARIES = (b"/bin/true", b"/usr/bin/su", b"/bin/sh")
@@ -169,7 +169,9 @@ def _refusal(child: Supervisor, plan: Mapping[str, Any], word: str, rest: list[A
             "user namespaces are denied: sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, or the"
             " caller's own container"
         )
-    if number == errno.ENOSYS:
+    if what == _child.SCOPE:
+        hint = "the scope of signals needs Linux 6.12 with Landlock: see `nucleus-gvisor doctor`, or do not require it"
+    elif number == errno.ENOSYS:
         hint = "the kernel is too old, or a seccomp filter hides the call: see `nucleus-gvisor doctor`"
     error = ConfineFailed(f"cannot confine: {what}", step="Confine", observed=text, hint=hint)
     error.__cause__ = OSError(number, text)
@@ -221,6 +223,7 @@ def plan(
         "programs": dict(programs),
         "said": dict(said),
         "image": image,
+        "signal_scope": options.signal_scope is Enforcement.REQUIRED,
         "questions": [],
         "trial": None,
     }

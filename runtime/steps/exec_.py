@@ -72,11 +72,13 @@ def join(confined: Confined, plan: Mapping[str, Any]) -> None:
     locked = plan["confinement"] == Confinement.MOUNT_LOCKED.value
     try:
         if locked:
-            flags = _linux.CLONE_NEWUSER | _linux.CLONE_NEWNS
+            flags = _linux.CLONE_NEWUSER | _linux.CLONE_NEWNS | _linux.CLONE_NEWIPC
             if child.namespace("net") != os.readlink("/proc/self/ns/net"):
                 flags |= _linux.CLONE_NEWNET
             _linux.setns(child.pidfd, flags)
             _linux.no_new_privs()
+            if confined.shown["scope"] != "none":
+                _linux.landlock_scope()
         elif plan["confinement"] == Confinement.LANDLOCK.value:
             _child.restrict(plan["allow"])
     except OSError as error:

@@ -4,8 +4,13 @@ The launching process does all it can to leak: descriptors, a directory of the h
 a hostile environment. What is open by nature is asserted too, so that nobody takes it for closed.
 """
 
+import ctypes
+import hashlib
 import json
 import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +49,10 @@ Report = dict[str, Any]
 
 
 def prepare(mode: Mode, probe: Path) -> None:
-    """A host file that the caller could write, and a program of its own, beside the container's directory."""
+    """A host file that the caller could write, and a program of its own, beside the container's directory; and a file
+    of whoever runs the tests."""
+    (mode.base / "secret").write_bytes(b"secret")
+    (mode.base / "secret").chmod(0o600)
     for name, text, bits in (("host-file", b"untouched", 0o600), ("host-program", probe.read_bytes(), 0o700)):
         path = mode.base / name
         path.write_bytes(text)
@@ -52,11 +60,27 @@ def prepare(mode: Mode, probe: Path) -> None:
         os.chown(path, mode.account.pw_uid, mode.account.pw_gid)
 
 
+@contextmanager
+def reachable() -> Iterator[None]:
+    """What a process outside can be reached by: an abstract socket, and shared memory of mode 0666."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(f"\0nucleus-gvisor-test-{os.getpid()}")
+        listener.listen()
+        segment = libc.shmget(os.getpid(), 4096, 0o1000 | 0o666)  # IPC_CREAT
+        assert segment >= 0
+        try:
+            yield
+        finally:
+            libc.shmctl(segment, 0, None)  # IPC_RMID
+
+
 def launch(mode: Mode, probe: Path, *flags: str, **more: str) -> tuple[Report, dict[str, Any]]:
     """The probe's report and the launch's summary, launched by a process that leaks all it can."""
     prepare(mode, probe)
     arguments = Caller(mode, probe).arguments("--json", "--id", f"probe-{os.getpid()}", *flags, command=["true"])
-    done = mode.run([mode.python, "-c", LEAKING, *arguments], env={**mode.env(), **HOSTILE, **more})
+    with reachable():
+        done = mode.run([mode.python, "-c", LEAKING, *arguments], env={**mode.env(), **HOSTILE, **more})
     assert done.returncode == 0, done.stderr
     assert (mode.base / "host-file").read_bytes() == b"untouched"
     data = summary(done)
@@ -80,24 +104,42 @@ def seen(mode: Mode, probe: Path, reports: dict[str, tuple[Report, dict[str, Any
 def test_launch_was_confined(mode: Mode, seen: Report, reports: dict[str, tuple[Report, dict[str, Any]]]) -> None:
     """The launch that these tests look into says that it is confined, and that this was proved."""
     data = reports[mode.name][1]
-    assert data["achieved"] == {"confinement": "mount-locked", "proved": True}
+    achieved = {name: data["achieved"][name] for name in ("confinement", "proved", "scope")}
+    assert achieved == {"confinement": "mount-locked", "proved": True, "scope": "signals+abstract"}
     assert seen["exe"].startswith("/memfd:runsc")
     assert seen["argv"][:2] == ["runsc", "--root"]
 
 
 def test_host_programs_cannot_be_executed(seen: Report) -> None:
-    """Neither execve, nor the dynamic loader, nor mapping a host file as code works, in any directory of the host."""
+    """Neither execve, nor the dynamic loader, nor mapping a host file as code works: no file of the host is there."""
     assert seen["exec"] == {
-        "/bin/true": "EACCES",
-        "/usr/bin/true": "EACCES",
-        "/usr/bin/su": "EACCES",
-        "/bin/sh": "EACCES",
-        "/usr/bin/python3": "EACCES",
-        "loader": "EACCES",
-        "mmap": "EPERM",
-        "mprotect": "EACCES",
-        "own program": "EACCES",
+        "/bin/true": "ENOENT",
+        "/usr/bin/true": "ENOENT",
+        "/usr/bin/su": "ENOENT",
+        "/bin/sh": "ENOENT",
+        "/usr/bin/python3": "ENOENT",
+        "loader": "ENOENT",
+        "mmap": "ENOENT",
+        "mprotect": "ENOENT",
+        "own program": "ENOENT",
     }
+
+
+def test_host_files_cannot_be_reached(mode: Mode, seen: Report) -> None:
+    """No file of the host can be read, whoever may read it outside: the root holds what the launch made alone."""
+    reach = seen["reach"]
+    assert {reach[name] for name in ("/etc/shadow", "/etc/passwd", "secret", "/..")} == {"ENOENT"}
+    place = os.path.dirname(seen["env"]["TMPDIR"])
+    assert sorted(seen["root directory"]) == sorted({"dev", "proc", "tmp", place.split("/")[1]})
+
+
+def test_no_other_process_can_be_reached(seen: Report) -> None:
+    """Of the processes that /proc lists, not one can be signalled, looked into, or talked to."""
+    reach = seen["reach"]
+    assert {reach[name] for name in ("signal outside", "signal the parent", "signal init")} == {"EPERM"}
+    assert reach["abstract socket"] == "EPERM"
+    assert reach["shared memory"] == "ENOENT"
+    assert seen["processes"] > 0 and seen["reached"] == 0
 
 
 def test_copies_cannot_be_executed(seen: Report) -> None:
@@ -117,9 +159,9 @@ def test_copies_cannot_be_executed(seen: Report) -> None:
 
 
 def test_no_descriptor_is_inherited(seen: Report) -> None:
-    """Only the standard streams are open, though the launcher leaked files and the host's root."""
-    assert seen["descriptors"] == [0, 1, 2]
-    assert seen["leaked"] == []
+    """The standard streams are open, and two files in memory for what runsc says; the launcher leaked others."""
+    assert seen["descriptors"][:3] == [0, 1, 2] and len(seen["descriptors"]) == 5
+    assert seen["leaked"] == seen["descriptors"][3:]
 
 
 def test_processes_outside_are_no_way_around(seen: Report) -> None:
@@ -145,15 +187,15 @@ UNDO = {
     "umount the place": "EINVAL",
     "umount /": "EINVAL",
     "bind /": "EINVAL",
-    "bind / recursively, run": "EACCES",
+    "bind / recursively, run": "ENOENT",
     "bind / recursively, clear": "EPERM",
     "clone /": "EINVAL",
-    "clone / recursively, run": "EACCES",
+    "clone / recursively, run": "ENOENT",
     "clone / recursively, clear": "EPERM",
     "nested namespace, clear": "EPERM",
-    "nested namespace, run": "EACCES",
+    "nested namespace, run": "ENOENT",
     "fresh proc": "EPERM",
-    "overlay of /usr/bin, run": "EACCES",
+    "overlay of /usr/bin, run": "ENOENT",
     "join mount namespace outside": "EACCES",
     "join user namespace outside": "EACCES",
 }
@@ -169,9 +211,15 @@ def test_host_files_cannot_be_written(seen: Report) -> None:
     answers = dict(seen["write"])
     for path in ("/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger"):  # the next test's
         del answers[path]
-    assert answers.pop("/etc/hostname") in ("EROFS", "EACCES")  # root's, whoever the caller is
-    assert answers.pop("/dev/shm") in ("EROFS", "ENOENT")  # hidden where /dev is the launch's own
-    assert answers == dict.fromkeys(answers, "EROFS") and len(answers) == 9
+    assert len(answers) == 11
+    # Where the artifact base was, there is a directory of ours, which cannot be written.
+    assert {name: answers.pop(name) for name in ("create", "mkdir", "unlink", "rename")} == {
+        "create": "EROFS",
+        "mkdir": "EROFS",
+        "unlink": "EROFS",
+        "rename": "EROFS",
+    }
+    assert answers == dict.fromkeys(answers, "ENOENT")
 
 
 def test_kernel_settings_cannot_be_written(seen: Report) -> None:
@@ -220,8 +268,11 @@ def test_what_is_open_by_nature(mode: Mode, seen: Report, reports: dict[str, tup
     lines = [json.loads(line) for line in reports[mode.name][1]["lines"]]
     evidence = next(line["evidence"] for line in lines if line["action"] == "ConfineLocked")
     assert {"memfd", "tmpfs"} <= set(evidence["open"])
-    assert [canary["answer"] for canary in evidence["canaries"]] == ["EACCES"] * len(evidence["canaries"])
-    assert evidence["canaries"] and evidence["undo"] == "EPERM"
+    tried = {(canary["path"], canary["answer"]) for canary in evidence["canaries"]}
+    assert {("/bin/true", "EACCES"), ("/bin/true", "ENOENT")} < tried  # by a descriptor from before, and by its path
+    assert {("signal to the parent", "EPERM"), ("abstract socket", "EPERM")} < tried
+    through = {answer for path, answer in tried if path.startswith("/proc/")}
+    assert through == {"EACCES"} and evidence["undo"] == "EPERM" and evidence["scope"] == "signals+abstract"
 
 
 def test_network_namespace_changes_nothing_of_it(mode: Mode, probe: Path) -> None:
@@ -229,5 +280,56 @@ def test_network_namespace_changes_nothing_of_it(mode: Mode, probe: Path) -> Non
     report, data = launch(mode, probe, "--network", "sandbox")
     assert data["achieved"]["proved"] is True and "--rootless" not in report["argv"]
     assert report["undo"] == UNDO
-    assert set(report["exec"].values()) == {"EACCES", "EPERM"}
-    assert report["descriptors"] == [0, 1, 2]
+    assert set(report["exec"].values()) == {"ENOENT"} and set(report["reach"].values()) <= {
+        "ENOENT",
+        "EPERM",
+        "ECONNREFUSED",
+    }
+    assert report["descriptors"][:3] == [0, 1, 2] and len(report["descriptors"]) == 5
+
+
+ATTENDED = """
+import sys
+from nucleus_gvisor.runtime import GVisorOciRunOptions, GVisorRuntime, OciBundle
+from nucleus_gvisor.runtime.attendant import Attendant
+program, name, pin = sys.argv[1:]
+attendant = Attendant()
+options = GVisorOciRunOptions(platform="auto", pin=pin)
+job = GVisorRuntime.with_path(program).spawn(
+    name, OciBundle.build(["true"]), options, attendant=attendant.theirs.fileno()
+)
+attendant.meet()
+code = job.wait(60)
+attendant.dismiss()
+sys.exit(code)
+"""
+
+
+def test_the_attendant_is_out_of_reach(mode: Mode, probe: Path) -> None:
+    """The process that ends a sandbox with its owner can neither be signalled nor traced by what it ends."""
+    prepare(mode, probe)
+    pin = hashlib.sha256(probe.read_bytes()).hexdigest()
+    done = mode.run([mode.python, "-c", ATTENDED, probe, f"attended-{os.getpid()}", pin])
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["attendant"] == {"signal": "EPERM", "trace": "EPERM", "mem": "EACCES"}
+
+
+def test_in_place_nothing_of_it_is_missing(mode: Mode, probe: Path) -> None:
+    """So it is where the calling process itself becomes the supervisor: it enters what its child has proved."""
+    prepare(mode, probe)
+    pin = hashlib.sha256(probe.read_bytes()).hexdigest()
+    with reachable():
+        done = mode.run([mode.python, "-c", IN_PLACE, probe, f"probe-{os.getpid()}", pin])
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert set(report["exec"].values()) == {"ENOENT"} and set(report["reach"].values()) == {"ENOENT", "EPERM"}
+    assert report["reached"] == 0 and report["undo"] == UNDO
+
+
+IN_PLACE = """
+import sys
+from nucleus_gvisor.runtime import GVisorOciRunOptions, GVisorRuntime, OciBundle
+program, name, pin = sys.argv[1:]
+options = GVisorOciRunOptions(platform="auto", pin=pin)
+GVisorRuntime.with_path(program).exec_with_oci_bundle_options(name, OciBundle.build(["true"]), options)
+"""

@@ -46,8 +46,8 @@ def compiled(name: str, into: Path, *options: str) -> Path:
 
 
 def is_run(report: Report) -> bool:
-    """Is it an execution as a sandbox, not one that was only asked for its version and flags."""
-    return "--bundle" in report.get("argv", ())
+    """Is it an execution as a sandbox, not one that was only asked for its version and flags, or tried."""
+    return "--bundle" in report.get("argv", ()) and "create" not in report["argv"]
 
 
 def runs(reports: Sequence[Report]) -> list[Report]:
@@ -215,7 +215,7 @@ class Bench:
         options = {"platform": "auto", **how.pop("options", {})}
         given = {
             "artifacts": str(self.artifacts), "before": "", "bundle": None, "id": "job", "in_place": False,
-            "options": options, "runsc": str(self.runsc), "threads": False, "witness": f"\0{self.witness.name}", **how,
+            "options": options, "runsc": str(self.runsc), "threads": False, "witness": self.witness.port, **how,
         }  # fmt: skip
         assert self.mode is not None
         # Where root's files have no owner that could be told from anyone's.

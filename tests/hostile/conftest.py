@@ -1,7 +1,6 @@
 """The probe, the witness and the bench."""
 
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from tests.support.places import private_directory
 @pytest.fixture(scope="session")
 def witness() -> Iterator[Witness]:
     """Where executions of the probe are told."""
-    witness = Witness(f"nucleus-gvisor-witness-{secrets.token_hex(8)}")
+    witness = Witness()
     yield witness
     witness.close()
 
@@ -24,7 +23,7 @@ def witness() -> Iterator[Witness]:
 def probe(witness: Witness) -> Iterator[Path]:
     """A static program that answers as runsc does, and tells the witness what it sees."""
     with private_directory() as folder:
-        yield compiled("probe", folder, f'-DWITNESS="{witness.name}"')
+        yield compiled("probe", folder, f"-DWITNESS={witness.port}")
 
 
 @pytest.fixture

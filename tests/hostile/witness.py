@@ -17,13 +17,13 @@ class Witness:
     No thread reads it: a process with several launches in another way. Reports wait in the kernel.
     """
 
-    def __init__(self, name: str, listening: socket.socket | None = None) -> None:
-        """`listening` is a socket of this name that another process has made."""
-        self.name = name
-        self._socket = listening or socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        if listening is None:
-            self._socket.bind(f"\0{name}")
-            self._socket.listen(4096)
+    def __init__(self, listening: socket.socket | None = None) -> None:
+        """`listening` is a socket that another process has made.
+
+        Of the loopback's: a Unix socket, abstract or not, is out of a confined probe's reach.
+        """
+        self._socket = listening or socket.create_server(("127.0.0.1", 0), backlog=4096)
+        self.port: int = self._socket.getsockname()[1]
         self._kept: list[Report] = []
 
     def fileno(self) -> int:

@@ -227,10 +227,10 @@ def test_an_attendant_that_ends_while_it_starts_a_command(monkeypatch: pytest.Mo
 def test_a_guest_whose_memory_cannot_be_seen_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rather no guest than one that nobody watches; a cgroup that is gone has killed nobody."""
     watch = _attendant.Watch(os.getpid())
-    watch.begin({"memory": 1 << 50, "oom": "/no/such/memory.events"})
+    watch.begin({"memory": 1 << 50}, [os.open("/dev/null", os.O_RDONLY)])
     assert watch.met() == ""
     monkeypatch.setattr(_attendant, "BLIND", -1.0)
-    watch.begin({"memory": 1 << 50})
+    watch.begin({"memory": 1 << 50}, [])
     assert watch.met() == "memory"
 
 

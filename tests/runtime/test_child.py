@@ -85,15 +85,26 @@ def refused(plan: dict[str, Any]) -> str:
 
 
 def test_the_proof_finds_what_is_missing() -> None:
-    """Where privileges can be gained, a host program answers anything but EACCES, or flags can be cleared again."""
+    """Where privileges can be gained, a host program answers anything but EACCES, flags can be cleared again, or
+    files, processes or sockets outside can be reached."""
 
     def unlocked() -> None:
-        plan: dict[str, Any] = {"canaries": [], "place": b"/nowhere"}
+        plan: dict[str, Any] = {"canaries": [], "opened": [], "scoped": [], "parent": 1, "place": b"/nowhere"}
         assert refused(plan) == "proof: no_new_privs is not set"
         linux.no_new_privs()
         assert refused(plan) == "proof: undo noexec of / could be cleared from inside"
         told = "proof: /no/such/program was not refused by the confinement"
-        assert refused(plan | {"canaries": [[b"/no/such/program"]]}) == told
+        assert refused(plan | {"canaries": [[b"/no/such/program"]], "opened": [None]}) == told
+        for way in (b"/bin/true", b"/proc/%d/root/bin/true" % os.getpid()):
+            with pytest.raises(_child.Refused, match="a file of the host can be reached"):
+                _child._out_of_reach(way)
+        with pytest.raises(_child.Refused, match="can be signalled"):
+            _child._no_signal(os.getpid())
+        listener = linux.unix_socket()
+        listener.bind("")
+        listener.listen(1)
+        with pytest.raises(_child.Refused, match="can be connected to"):
+            _child._no_connection(listener.getsockname())
 
     assert code(forked(lambda: in_new_mounts(unlocked))) == 0
 
@@ -117,10 +128,10 @@ def test_mount_points_with_odd_names(base: Path) -> None:
         for name in (b"odd \xff", b"odd"):
             place = os.fsencode(base) + b"/" + name
             os.makedirs(place + b"/below")
-            before, _ = _child._mounts(place)
+            before, foreign = _child._mounts(place)
             subprocess.run([b"mount", b"-t", b"tmpfs", b"none", place + b"/below"], check=True)
-            assert _child._mounts(place)[0] == before
-            assert _child._mounts(b"/elsewhere")[0] == before + 1
+            assert _child._mounts(place) == (before, foreign)
+            assert _child._mounts(b"/elsewhere") == (before + 1, [*foreign, place + b"/below"])
 
     assert code(forked(lambda: in_new_mounts(lay_out))) == 0
 

@@ -15,16 +15,21 @@
 #include <linux/mount.h>
 #include <sched.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/ptrace.h>
 #include <sys/stat.h>
+#include <sys/shm.h>
+#include <sys/socket.h>
 #include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -384,6 +389,83 @@ static void around(void) {
     }
 }
 
+/* Whoever is root is root to every file of root's, and may signal every process of root's, whatever it cannot do. */
+static void reaching(void) {
+    char path[5000];
+    open_object("reach");
+    answer("/etc/shadow", of(open("/etc/shadow", O_RDONLY | O_CLOEXEC)));
+    answer("/etc/passwd", of(open("/etc/passwd", O_RDONLY | O_CLOEXEC)));
+    snprintf(path, sizeof path, "%s/secret", base); /* the test put it there: root's, 0600 */
+    answer("secret", of(open(path, O_RDONLY | O_CLOEXEC)));
+    answer("/..", of(open("/../etc/passwd", O_RDONLY | O_CLOEXEC)));
+    answer("signal outside", of(kill(atoi(outside), 0)));
+    answer("signal the parent", of(kill(getppid(), 0)));
+    answer("signal init", of(kill(1, 0)));
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int size = snprintf(address.sun_path + 1, sizeof address.sun_path - 1, "nucleus-gvisor-test-%s", outside);
+    int link = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    answer("abstract socket", of(connect(link, (void *)&address, offsetof(struct sockaddr_un, sun_path) + 1 + size)));
+    close(link);
+    int segment = shmget(atoi(outside), 0, 0); /* one that is the test's */
+    answer("shared memory", of(segment));
+    close_object();
+    const char *const names[] = {"root", "cwd", "fd", "map_files"};
+    long reached = 0, seen = 0;
+    DIR *list = opendir("/proc");
+    struct dirent *entry;
+    while (list && (entry = readdir(list))) {
+        int pid = atoi(entry->d_name);
+        if (!pid || pid == getpid()) continue;
+        seen++;
+        for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+            snprintf(path, sizeof path, "/proc/%d/%s/.", pid, names[i]);
+            DIR *inside = opendir(path);
+            /* The names of descriptors may be read; what they are may not. */
+            for (struct dirent *found; inside && (found = readdir(inside));)
+                reached += found->d_name[0] != '.' && openat(dirfd(inside), found->d_name, O_PATH | O_CLOEXEC) >= 0;
+            if (inside) closedir(inside);
+        }
+    }
+    if (list) closedir(list);
+    number("processes", seen);
+    number("reached", reached);
+    key("root directory");
+    putchar('[');
+    list = opendir("/");
+    for (int first = 1; list && (entry = readdir(list));) {
+        if (entry->d_name[0] == '.') continue;
+        if (!first) putchar(',');
+        text(entry->d_name);
+        first = 0;
+    }
+    if (list) closedir(list);
+    putchar(']');
+}
+
+/* A sandbox has a process beside it that ends it with its owner. */
+static void attended(void) {
+    char path[5000], name[64] = "";
+    for (int tries = 0; tries < 10000; tries++, usleep(1000)) {
+        DIR *list = opendir("/proc");
+        for (struct dirent *entry; list && (entry = readdir(list));) {
+            snprintf(path, sizeof path, "/proc/%s/comm", entry->d_name);
+            int fd = atoi(entry->d_name) ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+            ssize_t size = fd < 0 ? 0 : read(fd, name, sizeof name - 1);
+            if (fd >= 0) close(fd);
+            if (size != 14 || strncmp(name, "ngv-attendant", 13)) continue;
+            snprintf(path, sizeof path, "/proc/%s/mem", entry->d_name);
+            open_object("attendant");
+            answer("signal", of(kill(atoi(entry->d_name), 0)));
+            answer("trace", of(ptrace(PTRACE_SEIZE, atoi(entry->d_name), 0, 0)));
+            answer("mem", of(open(path, O_RDWR | O_CLOEXEC)));
+            close_object();
+            closedir(list);
+            return;
+        }
+        if (list) closedir(list);
+    }
+}
+
 static void writing(void) {
     char path[5000], other[5000];
     snprintf(path, sizeof path, "%s/host-file", base);
@@ -560,6 +642,8 @@ int main(int argc, char **argv) {
     signals();
     programs();
     around();
+    reaching();
+    if (!strncmp(argv[argc - 1], "attended", 8)) attended();
     open_object("planted");
     const char *places[] = {temporary, runsc_root, bundle, container, base, "/tmp", "/var/tmp", "/dev/shm", "/root", "/run", "/dev"};
     for (size_t i = 0; i < sizeof places / sizeof *places; i++) planted(places[i]);

@@ -1,10 +1,10 @@
 /* Stands in runsc's place, and tells the test what it sees from there.
  *
- * Every execution, whatever its arguments, connects to an abstract socket (the network namespace is the test's own)
+ * Every execution, whatever its arguments, connects to a port of the loopback (the network namespace is the test's own)
  * and sends one JSON object: so a test knows not only what a launch executed, but also that nothing was executed.
  * `brand` is patched in copies of the program, to tell them apart and to make some of them misbehave.
  *
- * WITNESS is the socket's name.
+ * WITNESS is the port.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <netinet/in.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/socket.h>
@@ -310,10 +311,10 @@ static void tell(int argc, char **argv)
     }
     put("}");
 
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    memcpy(address.sun_path + 1, WITNESS, strlen(WITNESS));
-    int link = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (!connect(link, (struct sockaddr *)&address, offsetof(struct sockaddr_un, sun_path) + 1 + strlen(WITNESS)))
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(WITNESS)};
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    int link = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (!connect(link, (struct sockaddr *)&address, sizeof address))
         for (size_t sent = 0; sent < length;) {
             ssize_t part = send(link, text + sent, length - sent, MSG_NOSIGNAL);
             if (part <= 0)

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import random
-import secrets
 import shlex
 import subprocess
 import sys
@@ -59,8 +58,8 @@ class Worker:
     """A warm process for one mode, with a probe, a witness and an artifact base of its own."""
 
     def __init__(self, mode: Mode, folder: Path, driver: str, before: str, seconds: float) -> None:
-        self._witness = Witness(f"nucleus-gvisor-sweep-{secrets.token_hex(8)}")
-        probe = compiled("probe", folder, f'-DWITNESS="{self._witness.name}"')
+        self._witness = Witness()
+        probe = compiled("probe", folder, f"-DWITNESS={self._witness.port}")
         bench = Bench(mode.base, probe, self._witness, mode)
         self.expected = Expected(
             hashlib.sha256(bench.runsc.read_bytes()).hexdigest(),

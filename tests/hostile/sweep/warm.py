@@ -179,7 +179,7 @@ def main(setting: str, listening: int) -> None:
     """Answer requests until standard input ends."""
     trap.adopt_orphans()
     given = json.loads(Path(setting).read_text())
-    launcher = Launcher(given, Witness("", socket.socket(fileno=listening)))
+    launcher = Launcher(given, Witness(socket.socket(fileno=listening)))
     for line in sys.stdin:
         request = json.loads(line)
         try:
