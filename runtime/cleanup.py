@@ -99,6 +99,8 @@ class Place:
     lock: int = -1
     directory: int = -1
     problems: list[OSError] = field(default_factory=list)
+    shared: bytes = b""
+    """The directory above that others write too, where there is one."""
 
     @property
     def path(self) -> bytes:

@@ -360,8 +360,9 @@ def look_at_base(explicit: os.PathLike[str] | None, identity: Identity) -> Base:
     with paths.calls("Prepare", path):
         fd = os.open(b"/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     here, missing, note = b"", list[bytes](), ""
+    shared: list[bytes] | None = [] if paths.is_named(explicit, identity) else None
     try:
-        paths._judge_above(os.fstat(fd), b"/", identity)
+        paths.judge_above(os.fstat(fd), b"/", identity, shared)
         for number, name in enumerate(names):
             here += b"/" + name
             try:
@@ -374,12 +375,14 @@ def look_at_base(explicit: os.PathLike[str] | None, identity: Identity) -> Base:
             os.close(fd)
             fd = below
             if number < len(names) - 1:
-                paths._judge_above(os.fstat(fd), here, identity)
+                paths.judge_above(os.fstat(fd), here, identity, shared)
             elif os.fstat(fd).st_mode & 0o022 or os.fstat(fd).st_uid != identity.uid:
                 paths.make_private(fd, here, identity)  # it raises for these, and changes nothing before
             elif stat_.S_IMODE(os.fstat(fd).st_mode) != 0o700:
                 note = f"mode {stat_.S_IMODE(os.fstat(fd).st_mode):04o}, would be made 0700"
         _judge_room(fd, here, bool(missing))
+        if shared:
+            note = ", ".join(filter(None, (note, f"below {os.fsdecode(shared[0])}, which others write too")))
         return Base(path, tuple(missing), note, os.fstat(fd), os.fstatvfs(fd).f_flag)
     finally:
         os.close(fd)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from nucleus_gvisor.model.errors import (
     BadArgument,
+    BadBase,
     BadBundle,
     ConfineFailed,
     GuardRefused,
@@ -48,7 +49,7 @@ from nucleus_gvisor.runtime.options import (
     StageMethod,
     judge_id,
 )
-from nucleus_gvisor.runtime.paths import artifact_base, file_id, open_private
+from nucleus_gvisor.runtime.paths import NAME_A_BASE, file_id, open_base
 from nucleus_gvisor.runtime.said import Said
 from nucleus_gvisor.runtime.steps import confine, exec_, fail, prepare, resolve, stage
 from nucleus_gvisor.runtime.streams import open_standard_descriptors
@@ -337,6 +338,7 @@ class Launch:
     def _look_prepare(self) -> None:
         assert self._identity is not None
         self.place = prepare.take_place(self.container_id, self.options.artifact_base, self._identity)
+        self._judge_shared_base(self.place)
         bundle = self._bundle
         if not isinstance(bundle, OciBundle):
             bundle = OciBundle.load(
@@ -360,6 +362,22 @@ class Launch:
     def _description(self) -> dict[str, Any]:
         assert self._guest is not None
         return image.description(self._guest.bundle, self.options.network_mode.value, self._guest.root)
+
+    def _judge_shared_base(self, place: Place) -> None:
+        """Below a directory that others write, a base holds locks and records alone: nothing is executed from it, and
+        runsc reads nothing there.
+        """
+        options = self.options
+        asked = (options.confinement, options.enforcement, options.stage is StageMethod.COPY)
+        if place.shared and asked != (Confinement.MOUNT_LOCKED, Enforcement.REQUIRED, False):
+            raise BadBase(
+                "the artifact base lies below a directory that others write",
+                step="Prepare",
+                path=place.shared,
+                observed=f"confinement {options.confinement}, enforcement {options.enforcement}, stage {options.stage}",
+                expected='confinement="mount-locked", enforcement="required", and not stage="copy"',
+                hint=NAME_A_BASE,
+            )
 
     def _judge_network(self, bundle: OciBundle) -> None:
         """A sandbox network needs a namespace of its own: made by mount-locked, or named by the bundle otherwise."""
@@ -614,6 +632,7 @@ class Launch:
         self._look_resolve()
         assert self._judged is not None and self._identity is not None
         self.place = prepare.take_place(self.container_id, self.options.artifact_base, self._identity)
+        self._judge_shared_base(self.place)
         assert isinstance(self._bundle, OciBundle)
         self._guest = self._look_at(self._bundle)
         self.place.make()
@@ -674,8 +693,8 @@ class Launch:
             if self.place is not None:
                 self._open_record(self.place)
                 return
-            path = artifact_base(self.options.artifact_base, self._identity)
-            place = Place(open_private(path, self._identity), path, "")
+            base, path, _ = open_base(self.options.artifact_base, self._identity)
+            place = Place(base, path, "")
             try:
                 self._open_record(place)
             finally:

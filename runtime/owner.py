@@ -15,7 +15,7 @@ from nucleus_gvisor.model.errors import BadArgument, StepFailed
 from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.cleanup import collect, components, owner_lives, read_lock
 from nucleus_gvisor.runtime.identity import Identity
-from nucleus_gvisor.runtime.paths import artifact_base, enter, open_private
+from nucleus_gvisor.runtime.paths import enter, open_base
 
 PATIENCE = 30.0
 
@@ -39,8 +39,7 @@ class Running:
 def _locks(base: os.PathLike[str] | None) -> tuple[int, int, bytes]:
     """Descriptors of the base and of its locks; StepFailed and BadBase as a launch has them."""
     identity = Identity.current()
-    path = artifact_base(base, identity)
-    directory = open_private(path, identity)
+    directory, path, _ = open_base(base, identity)
     try:
         return directory, enter(directory, b"locks", path + b"/locks", create=True), path
     except BaseException:

@@ -189,10 +189,16 @@ def artifact_base(explicit: os.PathLike[str] | None, identity: Identity) -> byte
     `/run/nucleus-gvisor` for host root; `/run/user/UID` where it exists; `XDG_STATE_HOME` or `HOME`/.local/state.
     Nothing is taken from the environment of an elevated program. BadBase where all that names nothing: there is no
     fallback below /tmp, where anyone may squat on the name (gvisor.rs:517).
+
+    One that is named as systemd's RUNTIME_DIRECTORY or STATE_DIRECTORY, which may be several, is a directory of its own
+    in the first: the service keeps other things there.
     """
     env = identity.environment()
-    named = os.fsencode(explicit) if explicit is not None else os.fsencode(env.get("NUCLEUS_GVISOR_ARTIFACT_BASE", ""))
-    if named:
+    if named := is_named(explicit, identity):
+        for variable in ("RUNTIME_DIRECTORY", "STATE_DIRECTORY"):
+            first = os.fsencode(env.get(variable, "")).split(b":")[0]
+            if first.startswith(b"/") and named.rstrip(b"/") in (os.fsencode(env[variable]), first):
+                return _without_links(first, identity) + b"/nucleus-gvisor"
         return _absolute(named)
     if identity.host_root:
         return b"/run/nucleus-gvisor"
@@ -214,6 +220,26 @@ def artifact_base(explicit: os.PathLike[str] | None, identity: Identity) -> byte
     )
 
 
+def is_named(explicit: os.PathLike[str] | None, identity: Identity) -> bytes:
+    """The base that the caller has named; nothing where it is ours to choose."""
+    if explicit is not None:
+        return os.fsencode(explicit)
+    return os.fsencode(identity.environment().get("NUCLEUS_GVISOR_ARTIFACT_BASE", ""))
+
+
+def _without_links(path: bytes, identity: Identity) -> bytes:
+    """Where `path` leads by root's links and the caller's; with DynamicUser= systemd makes it a link into private/."""
+    # SAFETY: looked at by path, as a name is; what it leads to is judged on descriptors.
+    for _ in range(MAX_LINKS):
+        try:
+            if not stat.S_ISLNK((status := os.lstat(path)).st_mode) or status.st_uid not in (0, identity.uid):
+                return path
+            path = os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(path)))
+        except OSError:
+            return path
+    return path
+
+
 def _absolute(path: bytes) -> bytes:
     if path.startswith(b"/"):
         return path
@@ -230,11 +256,23 @@ def _absolute(path: bytes) -> bytes:
         ) from error
 
 
-def open_private(path: bytes, identity: Identity) -> int:
+def open_base(explicit: os.PathLike[str] | None, identity: Identity) -> tuple[int, bytes, bytes]:
+    """The artifact base: a descriptor of it, its path, and the directory above that is shared with others, or nothing.
+
+    A shared one is taken only where the caller has named the base: whoever is first there can keep him from it.
+    """
+    path = artifact_base(explicit, identity)
+    shared: list[bytes] = []
+    fd = open_private(path, identity, shared if is_named(explicit, identity) else None)
+    return fd, path, shared[0] if shared else b""
+
+
+def open_private(path: bytes, identity: Identity, shared: list[bytes] | None = None) -> int:
     """A descriptor of directory `path`, made 0700 where it is missing, and private to the caller.
 
     Every directory above is judged on its descriptor; links are refused (gvisor.rs:588, 664). BadBase says which one
-    is wrong; StepFailed carries the errno of a call that failed.
+    is wrong; StepFailed carries the errno of a call that failed. With `shared` a directory above may be one that others
+    write, as /tmp, and is put there.
     """
     names = components(path, BadBase, "Prepare")
     if not names:
@@ -245,14 +283,14 @@ def open_private(path: bytes, identity: Identity) -> int:
         fd = linux.open(b"/", _DIRECTORY)
     here = b""
     try:
-        _judge_above(os.fstat(fd), b"/", identity)
+        judge_above(os.fstat(fd), b"/", identity, shared)
         for number, name in enumerate(names):
             here += b"/" + name
             below = enter(fd, name, here, create=True)
             linux.close(fd)
             fd = below
             if number < len(names) - 1:
-                _judge_above(os.fstat(fd), here, identity)
+                judge_above(os.fstat(fd), here, identity, shared)
         make_private(fd, here, identity)
     except BaseException:
         linux.close(fd)
@@ -304,9 +342,21 @@ def exists(parent: int, name: bytes | str) -> bool:
     return True
 
 
-def _judge_above(status: os.stat_result, path: bytes, identity: Identity) -> None:
+def judge_above(status: os.stat_result, path: bytes, identity: Identity, shared: list[bytes] | None = None) -> None:
+    """BadBase unless nobody but root and the caller can change what the directory's names mean.
+
+    With `shared`, root's own directory with the sticky bit may be written by others, and is put there: what lies in it
+    is renamed and removed by its owner and root alone (unlink(2)), but anyone may be the first to make it. So what lies
+    directly in it has to be the caller's.
+    """
     trusted = status.st_uid == 0 if identity.host_root else judge_owner(status, identity)
-    if not trusted or status.st_mode & 0o022:
+    others = status.st_mode & 0o022
+    if shared is not None and status.st_uid == 0 and others and status.st_mode & stat.S_ISVTX:
+        shared.append(path)
+        return
+    if shared and os.path.dirname(path) == shared[-1]:
+        trusted = status.st_uid == identity.uid
+    if not trusted or others:
         raise BadBase(
             "a directory above the artifact base can be changed by others",
             step="Prepare",

@@ -27,7 +27,7 @@ from nucleus_gvisor.runtime.bounds import RecordBounds
 from nucleus_gvisor.runtime.cleanup import state_component
 from nucleus_gvisor.runtime.errors import RecordsFull
 from nucleus_gvisor.runtime.identity import Identity
-from nucleus_gvisor.runtime.paths import artifact_base, calls, enter, open_private
+from nucleus_gvisor.runtime.paths import calls, enter, open_base
 
 RECORDS = "records"
 LEDGER = "pruned.ledger"
@@ -323,8 +323,8 @@ def _whole(fd: int, size: int) -> int:
 def opened(base: os.PathLike[str] | None = None) -> Iterator[Store]:
     """The records below an artifact base, as a launch would find or make them."""
     identity = Identity.current()
-    path = artifact_base(base, identity)
-    fds = [open_private(path, identity)]
+    directory, path, _ = open_base(base, identity)
+    fds = [directory]
     try:
         records = path + b"/" + RECORDS.encode()
         fds.append(enter(fds[0], RECORDS.encode(), records, create=True))

@@ -16,12 +16,11 @@ from nucleus_gvisor.runtime.paths import (
     MAX_LINKS,
     FileId,
     Walk,
-    artifact_base,
     described,
     enter,
     file_id,
     judge_owner,
-    open_private,
+    open_base,
 )
 
 RECORDS = "records"
@@ -69,8 +68,8 @@ def take_place(container_id: str, explicit: os.PathLike[str] | None, identity: I
 
     Spec: GVisorRuntime!Prepare.
     """
-    path = artifact_base(explicit, identity)
-    place = Place(open_private(path, identity), path, state_component(container_id))
+    base, path, shared = open_base(explicit, identity)
+    place = Place(base, path, state_component(container_id), shared=shared)
     try:
         place.take()
         cleanup.collect(place.base, place.base_path, place.locks, cleanup.LOOKS)
