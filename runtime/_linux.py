@@ -145,7 +145,7 @@ class _RulesetAttr(ctypes.Structure):  # struct landlock_ruleset_attr, linux/lan
 
 
 class _PathBeneath(ctypes.Structure):  # struct landlock_path_beneath_attr, packed
-    _pack_ = 1
+    _pack_, _layout_ = 1, "ms"  # what the one means without the other is deprecated, from Python 3.14 on
     _fields_ = [("allowed_access", ctypes.c_uint64), ("parent_fd", ctypes.c_int32)]
 
 

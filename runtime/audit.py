@@ -237,9 +237,7 @@ def verify(paths: Iterable[Path], heads: Collection[str] = ()) -> Iterator[Findi
             yield from _audit(path, heads, found, known)
             continue
         closed: list[OSError] = []
-        below = sorted(
-            os.path.join(folder, name) for folder, _, names in os.walk(path, onerror=closed.append) for name in names
-        )
+        below = _below(path, closed)
         records = [file for file in below if file.endswith((SUFFIX, "/" + LEDGER))]
         for file in records:
             yield from _audit(file, heads, found, known, follow=False)
@@ -253,6 +251,22 @@ def verify(paths: Iterable[Path], heads: Collection[str] = ()) -> Iterator[Findi
                 verdict="rejected", file=None, head=head, reason="head",
                 words=f"REJECTED: no record has the head {head}: its tail was cut, or it is not among these files",
             )  # fmt: skip
+
+
+def _below(top: HostPath, closed: list[OSError]) -> list[str]:
+    """All files below a directory that is not entered by links; what cannot be entered is added to `closed`."""
+    found, pending = [], [os.fspath(top)]  # os.walk calls itself for each level, of which there can be any number
+    while pending:
+        try:
+            with os.scandir(pending.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(entry.path)
+                    elif not entry.is_dir():
+                        found.append(entry.path)
+        except OSError as error:
+            closed.append(error)
+    return sorted(found)
 
 
 def _unreadable(path: HostPath, why: str) -> Finding:

@@ -8,10 +8,12 @@ import re
 import secrets
 import shlex
 import signal
+import stat
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from nucleus_gvisor.model.errors import BadArgument, Error, LaunchError, shown
 from nucleus_gvisor.runtime import audit
@@ -33,6 +35,7 @@ from nucleus_gvisor.runtime.options import (
     Writable,
     as_flags,
 )
+from nucleus_gvisor.runtime.paths import described
 from nucleus_gvisor.runtime.request import user_of
 from nucleus_gvisor.runtime.sandbox import Sandbox, limited
 from nucleus_gvisor.runtime.streams import Relay, handling, open_standard_descriptors
@@ -49,6 +52,8 @@ TIMED_OUT = 124
 """Exit code when --timeout ended the guest, as timeout(1) has it."""
 BY_LIMIT = 137
 """Exit code when a limit ended the guest, 128 + SIGKILL, as container engines have it."""
+LOST = 74
+"""Exit code when our own output could not be written (a full disk), whatever came of the rest: EX_IOERR, sysexits.h."""
 MAX_SECONDS = 2_000_000
 """The longest --timeout, 23 days."""
 _RLIMIT = re.compile(r"([A-Za-z_]{1,32})=([0-9]{1,19})(?::([0-9]{1,19}))?", re.ASCII)
@@ -58,9 +63,14 @@ _SIZE = re.compile(r"([0-9]{1,15})([KMGkmg]?)", re.ASCII)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     open_standard_descriptors()
-    parser = _parser()
-    given = parser.parse_args(arguments)
+    if arguments is None:
+        _in_utf8()
     try:
+        try:
+            given = _parser().parse_args(arguments)
+        except SystemExit:
+            _flush()  # of --help
+            raise
         command: Callable[[argparse.Namespace], int] = given.command
         code = command(given)
         _flush()  # a reader that has gone is noticed here, and not when the interpreter ends
@@ -70,16 +80,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return OURS
     except BrokenPipeError:
         # Whoever read our output has gone; that is no failure of the launch, and there is nobody to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _drop_output()
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        # What a launch meets is a LaunchError: this is what we print to, or a file that was named beside it.
+        what = "the output cannot be written: " if error.filename is None else ""
+        with suppress(OSError):
+            print(f"nucleus-gvisor: {what}{shown(error)}", file=sys.stderr)
+        _drop_output()
+        return LOST
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+
+
+def _in_utf8() -> None:
+    """Begin again in Python's UTF-8 mode where the locale has another encoding.
+
+    Words, paths and the guest's output are bytes, which that mode alone takes and gives as they are; under LC_ALL=C
+    with PYTHONUTF8=0 what is not ASCII could be neither passed on nor printed.
+    """
+    if sys.getfilesystemencoding() == "utf-8" or sys.flags.utf8_mode or getattr(sys, "frozen", False):
+        return
+    if sys.executable and len(sys.orig_argv) > 1:  # pragma: no branch - an embedding program has none
+        words = [sys.orig_argv[0], "-X", "utf8", *sys.orig_argv[1:]]
+        with suppress(OSError):  # as it was, then
+            os.execv(sys.executable, words)
+
+
+def _drop_output() -> None:
+    """Nothing more is written to descriptor 1, not even when the interpreter ends and tries once more."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
 
 
 def _complain(error: Error) -> None:
     line = f"nucleus-gvisor: {as_flags(str(error))}"
     coloured = sys.stderr is not None and sys.stderr.isatty()
-    print(_red(line) if coloured else line, file=sys.stderr)
+    with suppress(OSError):
+        print(_red(line) if coloured else line, file=sys.stderr)
 
 
 def _flush() -> None:
@@ -102,6 +141,10 @@ class _Parser(argparse.ArgumentParser):
         if action.option_strings and arg_strings == ["--"]:
             self.error(f"argument {'/'.join(action.option_strings)}: expected a value, not --")
         return super()._get_values(action, arg_strings)
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with 2; the message has the caller's words, which may be somebody else's."""
+        super().error(shown(message))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -301,9 +344,10 @@ def _add_launch(parser: argparse.ArgumentParser, *, lives: bool = False) -> None
     add("--keep-records", metavar="BOUNDS", type=_bounds, default=KEPT, help="how many records of other launches stay, "
         "as count=N,days=N,size=BYTES; 0: no bound (default: count=10000,days=30,size=256M)")  # fmt: skip
     add("--mount", metavar="SRC:DST[:ro|rw]", action="append", default=[], help="show a host path to the guest (ro)")
-    add(
-        "--env", metavar="NAME=VALUE", action="append", default=[], help="set a guest variable; NAME alone passes it on"
-    )
+    add("--env", metavar="NAME[=VALUE]", action="append", default=[], help="set a guest variable; NAME alone passes on "
+        "ours. A VALUE written here can be seen by every user of the host, in this process's arguments")  # fmt: skip
+    add("--env-file", metavar="FILE", action="append", default=[], help="set the guest variables in FILE: NAME=VALUE "
+        "or NAME, one a line, without quotes; empty lines and those with # in front are left out")  # fmt: skip
     add("--cwd", metavar="DIR", default="/", help="the guest's working directory (default: /)")
     add("--hostname", metavar="NAME", default="gvisor", help="the guest's host name (default: gvisor)")
     add("--user", metavar="UID[:GID]", default="0:0", help="the guest's user (default: 0:0)")
@@ -341,7 +385,7 @@ def bundle_of(given: argparse.Namespace) -> OciBundle | Path:
     """The bundle that the arguments mean: built, or the directory to load at launch."""
     words = given.words[1:] if given.words[:1] == ["--"] else given.words
     if given.bundle is not None:
-        if words or given.mount or given.env or given.cwd != "/" or given.rlimit:
+        if words or given.mount or given.env or given.env_file or given.cwd != "/" or given.rlimit:
             raise BadArgument(
                 "a bundle brings its own command, mounts, environment and directory",
                 step="Resolve",
@@ -357,7 +401,7 @@ def bundle_of(given: argparse.Namespace) -> OciBundle | Path:
         rootfs=None if given.rootfs is None else _absolute(given.rootfs),
         readonly=given.writable is None,
         mounts=given.mount,
-        env=_environment(given.env),
+        env=_environment(given.env, given.env_file),
         cwd=given.cwd,
         hostname=given.hostname,
         uid=uid,
@@ -385,21 +429,65 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _environment(entries: Sequence[str]) -> dict[str, str] | None:
-    """The guest's variables, added to the default ones; None when none was asked for."""
+def _environment(entries: Sequence[str], files: Sequence[str] = ()) -> dict[str, str] | None:
+    """The guest's variables, added to the default ones; None when none was asked for. `entries` come after `files`."""
     from nucleus_gvisor.runtime.bundle import DEFAULT_ENV
 
-    if not entries:
+    if not entries and not files:
         return None
     env = dict(DEFAULT_ENV)
+    for file in files:
+        for number, line in enumerate(_env_lines(file), 1):
+            if line.strip() and not line.lstrip().startswith("#"):
+                _set(env, line, f"{file}, line {number}")
     for entry in entries:
-        name, equals, value = entry.partition("=")
-        if not equals:
-            if name not in os.environ:
-                raise BadArgument("no such variable to pass on", step="Resolve", observed=name, expected="NAME=VALUE")
-            value = os.environ[name]
-        env[name] = value
+        _set(env, entry, "--env")
     return env
+
+
+def _set(env: dict[str, str], entry: str, where: str) -> None:
+    name, equals, value = entry.partition("=")
+    if not name or name != name.strip() or "\0" in entry:
+        # Not the entry itself: its value may be secret.
+        why = "a NUL" if "\0" in entry else "no name, or white space around it"
+        raise BadArgument(f"{where}: not a variable", step="Resolve", observed=why, expected="NAME=VALUE or NAME")
+    if not equals:
+        if name not in os.environ:
+            raise BadArgument(
+                f"{where}: no such variable to pass on", step="Resolve", observed=name, expected="NAME=VALUE"
+            )
+        value = os.environ[name]
+    env[name] = value
+
+
+MAX_ENV_FILE = 1 << 20
+
+
+def _env_lines(file: str) -> list[str]:
+    """The lines of a file that others cannot have written, or of what a program writes to a pipe."""
+    expected = "a file or a pipe that only you, or root, can write"
+    try:
+        with open(file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NOCTTY)) as stream:
+            status = os.fstat(stream.fileno())
+            pipe = stat.S_ISFIFO(status.st_mode)
+            if (
+                not (stat.S_ISREG(status.st_mode) or pipe)
+                or status.st_mode & 0o022
+                or status.st_uid not in (0, os.geteuid())
+            ):
+                raise BadArgument(
+                    "--env-file refused", step="Resolve", path=file, observed=described(status), expected=expected
+                )
+            text = stream.read(MAX_ENV_FILE + 1)
+    except OSError as error:
+        raise BadArgument(
+            "--env-file cannot be read", step="Resolve", path=file, observed=error.strerror, expected=expected
+        ) from error
+    if len(text) > MAX_ENV_FILE:
+        raise BadArgument(
+            "--env-file refused", step="Resolve", path=file, observed="longer", expected=f"{MAX_ENV_FILE} bytes at most"
+        )
+    return [os.fsdecode(line) for line in text.split(b"\n")]
 
 
 def runtime_of(runsc: str | None) -> GVisorRuntime:
@@ -470,7 +558,7 @@ def _sandbox_of(given: argparse.Namespace) -> Sandbox:
         given.id,
         given.network,
         # What the guest's programs draw on is the terminal of whoever sees it.
-        {"TERM": os.environ.get("TERM", "dumb"), **(_environment(given.env) or {})},
+        {"TERM": os.environ.get("TERM", "dumb"), **(_environment(given.env, given.env_file) or {})},
         given.mount,
         given.cwd,
         rootfs=None if given.rootfs is None else _absolute(given.rootfs),
@@ -520,7 +608,7 @@ def _wait(process: SandboxProcess, relay: Relay, timeout: float | None) -> int:
         code = process.wait()
         number = relay.drain(signalled, in_time=in_time)
     for problem in process.problems:
-        print(f"nucleus-gvisor: left behind: {problem}", file=sys.stderr)
+        print(f"nucleus-gvisor: left behind: {shown(problem)}", file=sys.stderr)
     if relay.exceeded:
         print("nucleus-gvisor: ended for more output than --max-output", file=sys.stderr)
         return BY_LIMIT
@@ -652,7 +740,7 @@ def _ps(given: argparse.Namespace) -> int:
         return 0
     print(f"{'PID':>8} {'OWNER':>8} {'SECONDS':>10}  ID")
     for one in found:
-        print(f"{one.pid:8} {one.owner:8} {one.seconds:10.1f}  {one.id}")
+        print(f"{one.pid:8} {one.owner:8} {one.seconds:10.1f}  {shown(one.id)}")
     return 0
 
 
@@ -717,7 +805,7 @@ def _spec(given: argparse.Namespace) -> int:
         correspondence.Unreadable,
         OSError,
     ) as error:
-        print(f"nucleus-gvisor: spec {given.verb}: {error}", file=sys.stderr)
+        print(f"nucleus-gvisor: spec {given.verb}: {shown(error)}", file=sys.stderr)
         return OURS
 
 

@@ -59,7 +59,7 @@ class CannotExec(SandboxError):
     """The program could not be started in the guest: not found, not executable, or no such directory to start it in."""
 
     def __init__(self, args: tuple[str, ...], output: bytes, errno: int | None = None) -> None:
-        super().__init__(f"exec failed: {args[0]} was not started: {shown(output.strip())}")
+        super().__init__(f"exec failed: {shown(args[0])} was not started: {shown(output.strip())}")
         self.cmd: tuple[str, ...] = args
         self.output: bytes = output
         """What runsc said."""
@@ -78,7 +78,7 @@ class GuestFailed(SandboxError, subprocess.CalledProcessError):
     def __str__(self) -> str:
         end = f"exit code {self.returncode}" if self.returncode >= 0 else f"signal {-self.returncode}"
         said = self.stderr if self.stderr else self.stdout
-        return f"exec failed: {self.cmd[0]}: {end}" + (f": {shown(said.strip())}" if said else "")
+        return f"exec failed: {shown(self.cmd[0])}: {end}" + (f": {shown(said.strip())}" if said else "")
 
 
 class TimeoutExpired(SandboxError, subprocess.TimeoutExpired):
@@ -92,14 +92,14 @@ class TimeoutExpired(SandboxError, subprocess.TimeoutExpired):
     stderr: Any
 
     def __str__(self) -> str:
-        return f"{self.cmd[0]} timed out after {self.timeout:g} seconds"
+        return f"{shown(self.cmd[0])} timed out after {self.timeout:g} seconds"
 
 
 class OutputLimit(SandboxError):
     """The program wrote more than `limit` bytes to one stream and was ended; `stdout` and `stderr` have the first."""
 
     def __init__(self, args: tuple[str, ...], limit: int, stdout: Output, stderr: Output) -> None:
-        super().__init__(f"{args[0]} wrote more than {limit} bytes")
+        super().__init__(f"{shown(args[0])} wrote more than {limit} bytes")
         self.cmd: tuple[str, ...] = args
         self.limit: int = limit
         self.stdout: Any = stdout
@@ -114,7 +114,7 @@ class CopyFailed(SandboxError):
     """
 
     def __init__(self, args: tuple[str, ...], stream: str, error: OSError, stdout: Output, stderr: Output) -> None:
-        super().__init__(f"{args[0]}: copying {stream} failed: {error.strerror}")
+        super().__init__(f"{shown(args[0])}: copying {stream} failed: {error.strerror}")
         self.cmd: tuple[str, ...] = args
         self.stream: str = stream
         self.errno: int | None = error.errno

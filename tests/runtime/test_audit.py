@@ -6,10 +6,9 @@ import os
 import resource
 import stat
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -364,11 +363,10 @@ def test_a_fifo_that_is_put_in_a_records_place(base: Path, monkeypatch: pytest.M
 def test_a_directory_that_cannot_be_read_is_told_once(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether it has no record is not known then, and is not said."""
 
-    def walk(path: Path, onerror: Callable[[OSError], None]) -> Iterator[Any]:
-        onerror(PermissionError(errno.EACCES, "Permission denied", str(path)))
-        return iter(())
+    def scandir(path: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
 
-    monkeypatch.setattr(os, "walk", walk)
+    monkeypatch.setattr(os, "scandir", scandir)
     assert [finding.words for finding in audit.verify([base])] == ["REJECTED: cannot be read: Permission denied"]
 
 
