@@ -68,6 +68,8 @@ def main(plan: Plan, link: int) -> None:
             linux.die_with_parent(_signal.SIGKILL)
             if os.getppid() != plan["parent"]:
                 os._exit(FAILED)
+        if plan.get("mark"):
+            linux.set_mark(plan["mark"])
         if plan["programs"]:
             # A sandbox that lives on: what a terminal or a shell sends to its owner's process group, Ctrl-C and Ctrl-Z
             # above all, is its owner's to answer. A `run` ends with its caller, and may use the caller's terminal.
@@ -124,6 +126,8 @@ def _obey(link: int, image: int, plan: Plan) -> None:
                 # SAFETY: a scope of its own: a supervisor that was taken over can neither signal nor trace the
                 # attendant and runsc's other commands, which are outside of it; they can signal it.
                 linux.landlock_scope()
+        if plan.get("mark"):
+            linux.set_mark(plan["mark"] - 1)
         _send(link, ("executing", named))
         linux.close_all_but({link, image, *plan["said"].values()})
         for fd in plan["said"].values():

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import posix
+import resource
 import struct
 from _thread import _local
 from typing import Any
@@ -47,6 +48,9 @@ F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_WRITE = 1, 2, 4, 8
 CLOSE_RANGE_CLOEXEC = 4
 # linux/prctl.h
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_NO_NEW_PRIVS, PR_GET_NO_NEW_PRIVS = 1, 4, 15, 38, 39
+PR_GET_CHILD_SUBREAPER = 37
+# asm-generic/resource.h
+RLIMIT_LOCKS = 10
 # linux/landlock.h
 LANDLOCK_CREATE_RULESET_VERSION = 1
 LANDLOCK_RULE_PATH_BENEATH = 1
@@ -408,6 +412,18 @@ def clone_sibling() -> tuple[int, int]:
 def die_with_parent(signal: int) -> None:
     """PR_SET_PDEATHSIG: `signal` to this process when the thread that made it ends."""
     _checked(_libc.prctl(PR_SET_PDEATHSIG, signal, 0, 0, 0), "prctl", (PR_SET_PDEATHSIG, signal))
+
+
+def gets_orphans() -> bool:
+    """PR_GET_CHILD_SUBREAPER: does this process get those below it whose parents have ended. The first one does."""
+    answer = ctypes.c_int(0)
+    _checked(_libc.prctl(PR_GET_CHILD_SUBREAPER, ctypes.byref(answer), 0, 0, 0), "prctl", (PR_GET_CHILD_SUBREAPER,))
+    return bool(answer.value) or os.getpid() == 1
+
+
+def set_mark(mark: int) -> None:
+    """Have `mark` from now on, with all that is started; see `orphans`. It can only become less."""
+    resource.setrlimit(RLIMIT_LOCKS, (mark, mark))
 
 
 def children(pid: int) -> list[int]:

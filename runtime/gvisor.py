@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, NoReturn, Self
 
 from nucleus_gvisor.model.errors import LaunchError
-from nucleus_gvisor.runtime import _linux, interpreter, runsc, said
+from nucleus_gvisor.runtime import _linux, interpreter, orphans, runsc, said
 from nucleus_gvisor.runtime.audit import Record
 from nucleus_gvisor.runtime.bundle import HostPath, OciBundle
 from nucleus_gvisor.runtime.cleanup import state_component
@@ -178,10 +178,12 @@ class SandboxProcess:
         with suppress(ChildProcessError):
             os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
         self._child.hang_up()
+        self._child.end_below()
         if self.returncode == said.FAILED and self._failure is None:
             self._failure = self._said.failure(self._words)
         self._said.close()
         self.held.met()  # the cgroups know, and go now
+        self.end_orphans(living=False)  # the attendant may have something to do still
         self.problems = tuple(self._place.remove())
         self._place.close()
         self._child.forget()
@@ -193,6 +195,10 @@ class SandboxProcess:
         `returncode` is 128 then, as runsc has it. None where the code is the guest's.
         """
         return self._failure
+
+    def end_orphans(self, *, living: bool) -> None:
+        """Reap what of the launch has become this process's child, and with `living` end it first: `orphans`."""
+        orphans.reap(self._child.mark, living=living)
 
     def send_signal(self, number: int) -> None:
         """Send `number` to the supervisor (runsc), which ends on it, and its sandbox with it.
@@ -382,6 +388,7 @@ class GVisorRuntime:
             launch.drive()
             launch.release()
             process = SandboxProcess(launch)
+            process.end_orphans(living=False)  # of the trials that the launch made
             launch.hand_over()
             return process
         except BaseException:

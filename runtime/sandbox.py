@@ -1373,6 +1373,8 @@ class _Held:
         if self.process is not None:
             self.process.end()
         self.attendant.dismiss()
+        if self.process is not None:
+            self.process.end_orphans(living=True)
         ends = [end for name in ("alive", "stderr") if (end := self.__dict__.get(name)) is not None]
         if self.process is not None:
             with self.alive.use() as fd:

@@ -17,7 +17,7 @@ from types import BuiltinFunctionType
 from typing import Any
 
 from nucleus_gvisor.model.errors import StepFailed
-from nucleus_gvisor.runtime import _child, interpreter
+from nucleus_gvisor.runtime import _child, interpreter, orphans
 from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.descriptor import Descriptor
 from nucleus_gvisor.runtime.paths import FileId, file_id
@@ -32,6 +32,8 @@ class Supervisor:
 
     def __init__(self) -> None:
         self.pid: int = -1
+        self.mark: int = 0
+        """What its processes are told by when they become the caller's children; see `orphans`."""
         self._pidfd: Descriptor | None = None
         self._spare: Descriptor | None = None
         """Keeps a descriptor's number free for the pidfd, which is made when the child is there already."""
@@ -74,6 +76,8 @@ class Supervisor:
             # A line that makes something is the line that keeps it: whatever interrupts finds it in `child`.
             child._ends = linux.socketpair()
             child._see_pidfds()
+            child.mark = orphans.new_mark()
+            plan = {**plan, "mark": child.mark}
             # No signal of the caller's may run one of its handlers in the child.
             child._mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
             link = child._ends[1].fileno()
@@ -239,7 +243,14 @@ class Supervisor:
                         os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
             elif self.pid > 0:
                 self._await_end_unseen()
+        self.end_below()
+        orphans.reap(self.mark, living=True)
         self.forget()
+
+    def end_below(self) -> None:
+        """End and reap what it left, once it has ended: see `orphans`."""
+        if self.mark:
+            orphans.reap(self.mark - 1, living=True)
 
     def _await_end_unseen(self) -> None:
         """Reap one whose pidfd could not be had, in the moments in which it ends.

@@ -104,3 +104,50 @@ def test_sessions(box: Sandbox) -> None:
         commands = set(launching.descendants(box._attendant._pid))
         assert {sessions[pid] for pid in commands} == commands
         process.kill()
+
+
+ORPHANS = """
+import ctypes, os, signal, subprocess, sys
+from nucleus_gvisor.runtime import Sandbox, TimeoutExpired, run
+if os.getpid() != 1:
+    assert ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) == 0  # PR_SET_CHILD_SUBREAPER
+chosen = {"runsc": sys.argv[1], "pin": sys.argv[2] or None}
+own = os.posix_spawn("/bin/sh", ["sh", "-c", "exit 7"], {})
+os.waitid(os.P_PID, own, os.WEXITED | os.WNOWAIT)
+living = subprocess.Popen(["sleep", "600"])
+run(["true"], **chosen)
+try:
+    run(["sleep", "600"], timeout=0.1, **chosen)
+except TimeoutExpired:
+    pass
+for last in ("close", "kill", "attendant", "supervisor"):
+    with Sandbox(**chosen) as box:
+        box.exec("true")
+        box.popen(["sleep", "600"], stderr=subprocess.DEVNULL)
+        if last == "attendant":
+            os.kill(box._attendant._pid, signal.SIGKILL)
+        elif last == "supervisor":
+            os.kill(box.pid, signal.SIGKILL)
+        elif last == "kill":
+            box.kill()
+with open(f"/proc/self/task/{os.getpid()}/children") as file:
+    left = {int(pid) for pid in file.read().split()} - {own, living.pid}
+print(left, os.waitstatus_to_exitcode(os.waitpid(own, 0)[1]), living.poll())
+living.kill()
+living.wait()
+"""
+
+
+def test_a_caller_that_gets_orphans(caller: Caller) -> None:
+    """It keeps no dead process of ours, whatever ends a sandbox; its own children are its own to wait for."""
+    done = caller.script(ORPHANS, timeout=180)
+    assert (done.stdout, done.stderr, done.returncode) == ("set() 7 None\n", "", 0)
+
+
+def test_a_caller_that_is_the_first_process(first: Caller, release: Release) -> None:
+    """As a container's entry point is."""
+    caller = Caller(first.mode, release.path)
+    user = [] if caller.mode.account.pw_uid == 0 else ["--user", "--map-root-user"]
+    script = [caller.mode.python, "-W", "error", "-c", ORPHANS, str(caller.runsc), caller.pin or ""]
+    done = caller.mode.run(["unshare", *user, "--pid", "--fork", "--mount-proc", "--", *script], timeout=180)
+    assert (done.stdout, done.stderr, done.returncode) == ("set() 7 None\n", "", 0)
