@@ -23,6 +23,8 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 from nucleus_gvisor.model.errors import BadArgument, BadBundle, Refused
 from nucleus_gvisor.runtime import _linux as linux
+from nucleus_gvisor.runtime import fields
+from nucleus_gvisor.runtime.fields import FIELDS
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -66,12 +68,17 @@ _CAPABILITY_SETS = ("bounding", "effective", "inheritable", "permitted", "ambien
 # set flags, `spec.rootfs.` opens an image on the host, `internal.` switches device proxies and checkpoints on.
 _HARMLESS = ("dev.gvisor.spec.mount.", "dev.gvisor.container-name-remap.", "dev.gvisor.internal.seccomp.")
 _VERSION = re.compile(r"1\.[0-9]{1,4}\.[0-9]{1,4}([-+][0-9A-Za-z.+-]{1,64})?", re.ASCII)
-_JUDGED = _words(
-    "ociVersion process root mounts hostname domainname linux hooks annotations args env cwd user uid gid umask"
-    " additionalGids terminal noNewPrivileges oomScoreAdj capabilities rlimits type soft hard path readonly source"
-    " destination options namespaces bounding effective inheritable permitted ambient timeout"
+_WITHIN = _words(
+    "path args env timeout type major minor fileMode uid gid defaultAction names action flags listenerPath"
 )
+_JUDGED = {part.removesuffix("[]") for field in FIELDS for part in field.split(".")} | set(_WITHIN)
 _SPELLING = {name.casefold(): name for name in _JUDGED}
+_FREE = _words("annotations sysctl unified rdma netDevices")
+"""Objects whose keys are anybody's."""
+HOOKS = ("prestart", "createRuntime", "poststart", "poststop")
+"""The hooks that a launch runs, on the host."""
+CPU_PERIOD = 100_000
+"""Microseconds over which processor time is counted where a bundle does not say, as the kernel has it."""
 
 
 # ---- mounts, as a caller names them ----
@@ -236,13 +243,42 @@ class OciBundle:
         """The bind mounts, in mounting order (OCI runtime-spec, Mounts)."""
         return self._binds
 
-    def private_config(self, rootfs: str, sources: Mapping[int, str], *, netns: str | None = None) -> bytes:
+    @property
+    def hooks(self) -> list[tuple[str, dict[str, Any]]]:
+        """(name, hook) of each hook, in the order of HOOKS: `prestart[0]` ... They are the launch's to run."""
+        listed = self.config.get("hooks") or {}
+        return [(f"{kind}[{i}]", hook) for kind in HOOKS for i, hook in enumerate(listed.get(kind) or [])]
+
+    @property
+    def limits(self) -> dict[str, int | float]:
+        """The limits of `linux.resources`, by the names of `Limits`."""
+        return _limits_of((self.config.get("linux") or {}).get("resources") or {})
+
+    def lost(self, *, locked: bool) -> dict[str, Any]:
+        """The fields that ask for something that nobody keeps, by name, with their values (`fields`)."""
+        return fields.lost(self.config, locked=locked)
+
+    def private_config(
+        self,
+        rootfs: str,
+        sources: Mapping[int, str],
+        *,
+        netns: str | None = None,
+        without: Collection[str] = (),
+    ) -> bytes:
         """The bytes of the config.json that runsc gets: canonical JSON, with private host paths.
 
         `rootfs` replaces root.path, `sources` the source of each bind (keys: `Bind.index`, every one of them), `netns`
-        the path of the network namespace; nothing else changes. Raises BadArgument for a missing or unfit path.
+        the path of the network namespace. The fields `without` are left out, and so is what the launch keeps itself:
+        hooks, resources, the cgroup's path, and devices, on whose default ones releases of runsc fail. Nothing else
+        changes. Raises BadArgument for a missing or unfit path.
         """
         config = self.config
+        fields.without(config, list(without))
+        config.pop("hooks", None)
+        config["process"].pop("selinuxLabel", None)  # runsc refuses to start
+        for name in ("resources", "cgroupsPath", "devices"):
+            (config.get("linux") or {}).pop(name, None)
         config["root"]["path"] = _argument(_path, rootfs, "private rootfs")
         # A bind left out would reach runsc with the caller's path, which JSON may not even be able to spell.
         if set(sources) != {bind.index for bind in self._binds}:
@@ -568,10 +604,11 @@ def check_config(config: object, *, allow_hooks: bool = False, allow_flag_annota
     """Return for a configuration that runsc can be given; else raise BadBundle, or Refused for what acts on the host.
 
     Everything that the launcher or the sandbox's safety depends on is judged, by the OCI runtime-spec's sections
-    Specification version, Root, Mounts, Process, Hostname, POSIX-platform Hooks, Annotations and Linux Namespaces. The
-    rest (seccomp, resources ...) goes to runsc as it is, which judges it for itself.
+    Specification version, Root, Mounts, Process, Hostname, POSIX-platform Hooks, Annotations, and of Linux Namespaces,
+    Devices and Control groups. Whether anybody keeps what a sound field asks for is another question: `OciBundle.lost`.
     """
     top = _object(config, "config.json")
+    _judge_spelling(top, "")
     version = top.get("ociVersion")
     if not isinstance(version, str) or not _VERSION.fullmatch(version):
         raise _wrong("ociVersion", version, "1.x.y")
@@ -584,7 +621,11 @@ def check_config(config: object, *, allow_hooks: bool = False, allow_flag_annota
     for name in ("hostname", "domainname"):
         if len(_text(_or(top.get(name), ""), name).encode()) > 64:  # __NEW_UTS_LEN, linux/utsname.h
             raise _wrong(name, top[name], "at most 64 bytes")
-    _judge_namespaces(_optional(top.get("linux"), "linux").get("namespaces"))
+    on_linux = _optional(top.get("linux"), "linux")
+    _judge_namespaces(on_linux.get("namespaces"))
+    _judge_devices(on_linux.get("devices"))
+    _judge_resources(_optional(on_linux.get("resources"), "linux.resources"))
+    _judge_seccomp(_optional(on_linux.get("seccomp"), "linux.seccomp"))
     _judge_hooks(_optional(top.get("hooks"), "hooks"), allow_hooks)
     _judge_annotations(top.get("annotations"), allow_flag_annotations)
 
@@ -661,13 +702,119 @@ def _judge_namespaces(namespaces: object) -> None:
             _path(namespace["path"], f"{where}.path")
 
 
+def _judge_devices(devices: object) -> None:
+    for index, value in enumerate(_list(devices, "linux.devices")):
+        where = f"linux.devices[{index}]"
+        device = _object(value, where)
+        _path(device.get("path"), f"{where}.path")
+        if _text(device.get("type"), f"{where}.type") not in ("c", "b", "u", "p"):
+            raise _wrong(f"{where}.type", device["type"], "c, b, u or p")
+        for name in ("major", "minor"):
+            _integer(_or(device.get(name), 0), f"{where}.{name}", -1, 2**32 - 1)
+
+
+def _judge_resources(resources: dict[str, Any]) -> None:
+    """The limits that the launch enforces have to be ones that it can read; -1 and 0 are none."""
+    where = "linux.resources"
+    memory, cpu, pids = (_optional(resources.get(name), f"{where}.{name}") for name in ("memory", "cpu", "pids"))
+    for name in ("limit", "swap", "reservation"):
+        _integer(_or(memory.get(name), -1), f"{where}.memory.{name}", -(2**63), 2**63 - 1)
+    _integer(_or(cpu.get("quota"), -1), f"{where}.cpu.quota", -(2**63), 2**63 - 1)
+    _integer(_or(cpu.get("period"), 0), f"{where}.cpu.period", 0, 2**63 - 1)
+    _integer(_or(pids.get("limit"), -1), f"{where}.pids.limit", -(2**63), 2**63 - 1)
+    for name, value in _optional(resources.get("unified"), f"{where}.unified").items():
+        _text(value, f"{where}.unified.{name}")
+    _limits_of(resources)
+
+
+def _limits_of(resources: Mapping[str, Any]) -> dict[str, int | float]:
+    where = "linux.resources"
+    memory, cpu, pids = (resources.get(name) or {} for name in ("memory", "cpu", "pids"))
+    unified = resources.get("unified") or {}
+    quota, period = cpu.get("quota") or -1, cpu.get("period") or CPU_PERIOD
+    asked: list[tuple[str, str, int | float]] = [
+        ("memory", f"{where}.memory.limit", memory.get("limit") or -1),
+        # Of a sandbox without swap, memory and swap together are its memory.
+        ("memory", f"{where}.memory.swap", memory.get("swap") or -1),
+        ("cpus", f"{where}.cpu.quota", quota / period if quota > 0 else -1),
+        ("pids", f"{where}.pids.limit", pids.get("limit") or -1),
+    ]
+    for name, limit in (("memory.max", "memory"), ("pids.max", "pids")):
+        asked.append((limit, f"{where}.unified.{name}", _setting(unified, name)[0]))
+    _setting(unified, "memory.swap.max")
+    quota, period = (*_setting(unified, "cpu.max"), CPU_PERIOD)[:2]
+    asked.append(("cpus", f"{where}.unified.cpu.max", quota / period if quota > 0 else -1))
+    found: dict[str, int | float] = {}
+    for limit, field, value in asked:
+        if value > 0:
+            least, most = _RANGES[limit]
+            if not least <= value <= most:
+                raise _wrong(field, value, f"{limit} from {least:g} to {most:g}")
+            found[limit] = min(value, found.get(limit, value))
+    return found
+
+
+_RANGES = {"memory": (1 << 20, 1 << 50), "cpus": (0.01, 1 << 16), "pids": (1, 1 << 20)}
+"""What `Limits` takes."""
+
+
+def _setting(unified: Mapping[str, str], name: str) -> list[int]:
+    """The numbers of a cgroup v2 setting; -1 for `max`, and where there is none."""
+    words = unified.get(name, "max").split()
+    if not 1 <= len(words) <= (2 if name == "cpu.max" else 1) or not all(map(_NUMBER.fullmatch, words)):
+        raise _wrong(f"linux.resources.unified.{name}", unified[name], "a number or max, as in cgroup v2")
+    if words[1:] and not (words[1].isdecimal() and int(words[1])):
+        raise _wrong(f"linux.resources.unified.{name}", unified[name], "a period in microseconds")
+    return [-1 if word == "max" else int(word) for word in words]
+
+
+_NUMBER = re.compile(r"max|[0-9]{1,18}", re.ASCII)
+
+
+def _judge_seccomp(profile: dict[str, Any]) -> None:
+    where = "linux.seccomp"
+    if profile:
+        _text(profile.get("defaultAction"), f"{where}.defaultAction")
+    _strings(profile.get("flags"), f"{where}.flags")
+    for index, rule in enumerate(_list(profile.get("syscalls"), f"{where}.syscalls")):
+        rule = _object(rule, f"{where}.syscalls[{index}]")
+        _strings(rule.get("names"), f"{where}.syscalls[{index}].names")
+        _text(rule.get("action"), f"{where}.syscalls[{index}].action")
+
+
 def _judge_hooks(hooks: dict[str, Any], allowed: bool) -> None:
-    for name, listed in hooks.items():
+    for kind, listed in hooks.items():
+        where = f"hooks.{kind}"
+        if listed and kind not in HOOKS:
+            why = "it belongs in the container, where only the guest runs" if kind in _INSIDE else "no such hook"
+            raise _wrong(where, listed, ", ".join(HOOKS), hint=why, kind=Refused)
         if listed and not allowed:
-            hint = "hooks run on the host as the caller; allow_hooks=True accepts them"
-            raise _wrong(f"hooks.{name}", listed, "no hooks", hint=hint, kind=Refused)
-        for index, hook in enumerate(_list(listed, f"hooks.{name}")):
-            _path(_object(hook, f"hooks.{name}[{index}]").get("path"), f"hooks.{name}[{index}].path")
+            hint = "hooks run on the host as the caller; allow_hooks=True (--allow-hooks) accepts them"
+            raise _wrong(where, listed, "no hooks", hint=hint, kind=Refused)
+        for index, value in enumerate(_list(listed, where)):
+            hook = _object(value, f"{where}[{index}]")
+            _path(hook.get("path"), f"{where}[{index}].path")
+            _strings(hook.get("args"), f"{where}[{index}].args")
+            for entry in _strings(hook.get("env"), f"{where}[{index}].env"):
+                if entry.find("=") < 1:
+                    raise _wrong(f"{where}[{index}].env", f"{len(entry)} characters", "NAME=VALUE")
+            if hook.get("timeout") is not None:
+                _integer(hook["timeout"], f"{where}[{index}].timeout", 1, 86_400)
+
+
+_INSIDE = ("createContainer", "startContainer")
+
+
+def _judge_spelling(node: object, where: str) -> None:
+    """Everywhere that Go looks for keys, which it takes in any case: what nobody judged, runsc would read."""
+    if isinstance(node, dict):
+        _object(node, where or "config.json")
+        for key, value in node.items():
+            if key not in _FREE:
+                _judge_spelling(value, f"{where}.{key}" if where else key)
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            _judge_spelling(value, f"{where}[{index}]")
 
 
 def _judge_annotations(annotations: object, allowed: bool) -> None:

@@ -21,7 +21,7 @@ from nucleus_gvisor.runtime.audit import Record
 from nucleus_gvisor.runtime.bounds import KEPT, RecordBounds
 from nucleus_gvisor.runtime.bundle import OciBundle
 from nucleus_gvisor.runtime.capture import NAMES
-from nucleus_gvisor.runtime.errors import CannotExec, SandboxError
+from nucleus_gvisor.runtime.errors import CannotExec, HookFailed, PoststartFailed, SandboxError
 from nucleus_gvisor.runtime.gvisor import GVisorRuntime, SandboxProcess
 from nucleus_gvisor.runtime.limits import Limits
 from nucleus_gvisor.runtime.options import (
@@ -265,8 +265,8 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     add("--cpus", metavar="NUMBER", type=float, help="processors, 0.5 being half of one's time")
     add("--pids", metavar="NUMBER", type=int, help="processes and threads of the guest")
     add("--lifetime", metavar="SECONDS", type=_seconds, help="how long the sandbox may live")
-    add("--limits", choices=["required", "best_effort"], default="required", help="what cannot be enforced fails "
-        "(default), or goes without")  # fmt: skip
+    add("--limits", choices=["required", "best_effort"], default="required", help="what cannot be enforced, a "
+        "bundle's words that nobody keeps among it, fails (default), or goes without")  # fmt: skip
 
 
 def limits_of(given: argparse.Namespace) -> Limits:
@@ -355,7 +355,7 @@ def _add_launch(parser: argparse.ArgumentParser, *, lives: bool = False) -> None
         "process of the guest's, such as NOFILE=256")  # fmt: skip
     if not lives:
         add("--timeout", metavar="SECONDS", type=_seconds, help="end the guest after this time, with exit code 124")
-        add("--allow-hooks", action="store_true", help="accept the bundle's hooks; they run on the host")
+        add("--allow-hooks", action="store_true", help="run the bundle's hooks, on the host, as you")
     add("words", metavar="COMMAND", nargs=argparse.REMAINDER, help="the command and its arguments, after --")
 
 
@@ -513,7 +513,7 @@ def _run(given: argparse.Namespace) -> int:
         limits = limits_of(given)
         relay = Relay(limit=given.max_output)
         process = limited(limits, runtime, container, bundle, options, relay.stdio)
-    except LaunchError as error:
+    except (LaunchError, PoststartFailed) as error:
         if relay is not None:
             relay.drain()
         _report(given, container, error.record, error=error)
@@ -608,7 +608,8 @@ def _wait(process: SandboxProcess, relay: Relay, timeout: float | None) -> int:
         code = process.wait()
         number = relay.drain(signalled, in_time=in_time)
     for problem in process.problems:
-        print(f"nucleus-gvisor: left behind: {shown(problem)}", file=sys.stderr)
+        what = "" if isinstance(problem, HookFailed) else "left behind: "
+        print(f"nucleus-gvisor: {what}{shown(problem)}", file=sys.stderr)
     if relay.exceeded:
         print("nucleus-gvisor: ended for more output than --max-output", file=sys.stderr)
         return BY_LIMIT
@@ -685,6 +686,7 @@ def _report(
         root=None if process is None else process.achieved_root,
         limits=None if process is None else process.achieved_limits,
         limit=None if process is None else process.held.met(),
+        problems=[] if process is None else list(map(str, process.problems)),
         error=None if error is None else _described(error),
     )
     if given.show:

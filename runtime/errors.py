@@ -33,6 +33,10 @@ class NoEventLoop(Error, RuntimeError):
     """What is asynchronous was called where no event loop of asyncio's runs (trio, by hand); nothing was begun."""
 
 
+class HookFailed(StepFailed):
+    """A hook of the bundle's failed. Of prestart and createRuntime: nothing ran. Of poststop: the sandbox had ended."""
+
+
 class StartFailed(SandboxError):
     """runsc was executed, and the guest never ran: the text has what runsc said."""
 
@@ -45,6 +49,15 @@ class SandboxGone(SandboxError):
 
     stdout: Any = None
     stderr: Any = None
+
+
+class PoststartFailed(SandboxGone):
+    """A poststart hook of the bundle's failed, and the sandbox was ended for it; the guest had run.
+
+    `record` is the launch's.
+    """
+
+    record: Any = None
 
 
 class RunscFailed(SandboxError):

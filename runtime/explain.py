@@ -113,7 +113,8 @@ def plan(
     except OSError as error:  # the working directory is gone
         refusal = BadPath("cannot be looked at", step="Resolve", path=runsc_path, observed=error.strerror)
         return [_refusal("Resolve", refusal)]
-    held = None if limits is None or not limits.asked else Held(limits, limits.watched)
+    asked = limits or Limits()
+    held = Held(asked, asked.watched)
     return _Dry(container_id, bundle, options, runsc_path=path, die_with_parent=True, limits=held).told()
 
 
@@ -147,6 +148,8 @@ class _Dry(Launch):
         finally:
             if self._judged is not None:
                 self._judged.close()
+            if self.hooks is not None:
+                self.hooks.stop()  # none has begun: they are closed
             if self._base_fd >= 0:
                 os.close(self._base_fd)
         self._step = "Fail"
@@ -225,6 +228,15 @@ class _Dry(Launch):
                 os.fspath(bundle),
                 allow_hooks=self.options.allow_hooks,
                 allow_flag_annotations=self.options.allow_flag_annotations,
+            )
+        self._judge_words(bundle)
+        assert self.limits is not None
+        self.limits.attended = self.limits.limits.watched
+        for name in self._lost:
+            self._say("leave out", name, "nobody keeps it, and limits are best_effort")
+        for hook in self.hooks.shown if self.hooks is not None else ():
+            self._say(
+                "openat", f"hooks.{hook['hook']}: {hook['path']}", "judged as runsc is, and executed by descriptor"
             )
         self._guest = guest = self._look_at(bundle)
         for source in guest.sources:
@@ -438,12 +450,19 @@ class _Dry(Launch):
             f"the child's pid and start time to the lock of {self.container_id}",
             "the lock outlives the launcher",
         )
-        if self.limits is not None:
+        if self.limits is not None and self.limits.limits.asked:
             self._tell_limits(self.limits)
+        self._tell_hooks("prestart", "createRuntime")
         self._say("send", "exec, argv and environment, to the child")
         for call, detail, why in self._child_calls:
             self._say(call, detail, why)
         self._say("stat", "/proc/CHILD/exe is the staged inode", "after the link's end of file, which is close-on-exec")
+        self._tell_hooks("poststart")
+
+    def _tell_hooks(self, *kinds: str) -> None:
+        for hook in self.hooks.shown if self.hooks is not None else ():
+            if hook["hook"].partition("[")[0] in kinds:
+                self._say("execve", f"hooks.{hook['hook']}: {hook['path']}", "on the host, in a session of its own")
 
     def _tell_limits(self, held: Held) -> None:
         if held.attended:
@@ -465,6 +484,7 @@ class _Dry(Launch):
         self._say("close", "the staged image and the judged descriptors")
         self._say("unlinkat", where, "on failure, and when the sandbox has ended")
         self._say("unlinkat", f"{base}/locks/{component}" if base else "the lock", "the same; the record stays")
+        self._tell_hooks("poststop")
 
 
 def _judge_record(path: Path) -> None:

@@ -1,11 +1,13 @@
 """GVisorRuntime: the reference's public interface, on the verified launch (gvisor.rs:96)."""
 
 import errno
+import json
 import os
 import secrets
 import select
 import signal as signals
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -17,7 +19,8 @@ from nucleus_gvisor.runtime import _linux, interpreter, orphans, runsc, said
 from nucleus_gvisor.runtime.audit import Record
 from nucleus_gvisor.runtime.bundle import HostPath, OciBundle
 from nucleus_gvisor.runtime.cleanup import state_component
-from nucleus_gvisor.runtime.errors import SandboxError
+from nucleus_gvisor.runtime.errors import HookFailed, PoststartFailed, SandboxError, SandboxGone
+from nucleus_gvisor.runtime.hooks import Hooks
 from nucleus_gvisor.runtime.identity import Identity
 from nucleus_gvisor.runtime.launch import Launch, Programs
 from nucleus_gvisor.runtime.limits import Held, Limits
@@ -34,6 +37,8 @@ from nucleus_gvisor.runtime.steps import resolve, stage
 from nucleus_gvisor.runtime.streams import open_standard_descriptors
 from nucleus_gvisor.runtime.supervisor import Supervisor
 
+START_PATIENCE, START_GLANCE = 30.0, 0.003
+"""Seconds to wait for the guest's start before its poststart hooks are run all the same, and between two looks."""
 Bundle = OciBundle | str | os.PathLike[str]
 Stream = int | IO[bytes] | IO[str] | None
 """A descriptor, an object with `fileno()`, or None for the caller's own."""
@@ -71,8 +76,10 @@ class SandboxProcess:
         self._said: Said = launch.said
         self._words = launch.words
         self._failure: SandboxError | None = None
-        self.held: Held = launch.limits or Held(Limits())
-        """Its limits."""
+        assert launch.limits is not None
+        self.held: Held = launch.limits
+        """Its limits, and those of its bundle."""
+        self._hooks: Hooks | None = launch.hooks
         self._settling = threading.RLock()
         """Keeps other threads out. What this thread was interrupted in, a handler may do as well, and do to its end."""
         self.container_id: str = launch.container_id
@@ -91,8 +98,8 @@ class SandboxProcess:
         self.returncode: int | None = None
         """The guest's exit status (128 + signal when a signal ended it), -N when signal N ended the supervisor
         itself; None while it runs."""
-        self.problems: tuple[OSError, ...] = ()
-        """What could not be removed afterwards; the next launch collects it."""
+        self.problems: tuple[OSError | HookFailed, ...] = ()
+        """What could not be removed afterwards, which the next launch collects, and poststop hooks that failed."""
 
     @property
     def pidfd(self) -> int:
@@ -118,7 +125,7 @@ class SandboxProcess:
 
     def poll(self) -> int | None:
         """`returncode`, looking whether there is one."""
-        self._look(os.WNOHANG)
+        self._hear(os.WNOHANG)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
@@ -134,9 +141,54 @@ class SandboxProcess:
                 # In milliseconds, of which poll(2) counts 24 days.
                 if not poll.poll(None if timeout is None else min(max(0, timeout) * 1000, 2**31 - 1)):
                     raise TimeoutError(f"sandbox {self.container_id} still runs after {timeout} s")
-        self._look(0)
+        self._hear(0)
         assert self.returncode is not None
         return self.returncode
+
+    def _hear(self, flags: int) -> None:
+        """`_look`, and when it has ended the bundle's poststop hooks, each once; other threads wait for that."""
+        try:
+            self._look(flags)
+        finally:
+            if self._child.pidfd < 0:
+                self._run_poststop()
+
+    def _run_poststop(self) -> None:
+        if self._hooks is not None:
+            with self._settling:
+                self._hooks.stop()
+                left = [problem for problem in self.problems if isinstance(problem, OSError)]
+                self.problems = (*left, *self._hooks.problems)
+
+    def _run_poststart(self) -> None:
+        """The bundle's poststart hooks, once the guest runs; PoststartFailed, and the sandbox ended, when one fails."""
+        if self._hooks is None or not self._hooks.awaits_start or not self._has_started():
+            return
+        try:
+            self._hooks.start(self.pid)
+        except HookFailed as error:
+            self.end()
+            failed = PoststartFailed(f"the sandbox was ended: {error}")
+            failed.record = self.record
+            raise failed from error
+
+    def _has_started(self) -> bool:
+        """Wait until the guest runs, by runsc's own account; False when it never did.
+
+        The account is a file in runsc's root, which is written before the guest's process is started and after, and
+        lies in the supervisor's mount namespace. A guest that ended before it was seen to run did run, unless it
+        is known why it could not.
+        """
+        root = f"/proc/{self.pid}/root{os.fsdecode(self._place.path)}/runsc-root"
+        poll = select.poll()
+        with self._child.use() as pidfd:
+            poll.register(pidfd, select.POLLIN)
+            deadline = time.monotonic() + START_PATIENCE
+            while not poll.poll(START_GLANCE * 1000):
+                if _says_running(root) or time.monotonic() > deadline:
+                    return True
+        self.wait()
+        return self.failure() is None
 
     def _look(self, flags: int) -> None:
         """Learn the returncode, once there is one, and clean up. No line here does harm when it is done again."""
@@ -229,6 +281,17 @@ class SandboxProcess:
 
     def __repr__(self) -> str:
         return f"<SandboxProcess {self.container_id} pid={self.pid} returncode={self.returncode}>"
+
+
+def _says_running(root: str) -> bool:
+    """Does runsc's account of the container, below its `root`, say that it runs."""
+    try:
+        for name in os.listdir(root):
+            if name.endswith(".state") and json.loads(Path(root, name).read_bytes()).get("status") == "running":
+                return True
+    except (OSError, ValueError, AttributeError):
+        pass  # not there yet, or half written
+    return False
 
 
 class GVisorRuntime:
@@ -366,34 +429,54 @@ class GVisorRuntime:
         thread ends, however it ends. Raises a LaunchError with the record on it; the caller is then as it was.
 
         `attendant` and `programs` are the sandbox API's: the socket of an `Attendant`, and what it shows the guest.
-        `limits` that are watched need an attendant that was told of them (`Attendant.watch`). With `checkpoint`, a
-        directory, runsc restores the image in it (`runsc restore`): the guest goes on where that was taken.
+        Without one, a launch whose `limits`, or whose bundle's, are watched brings its own, and the sandbox ends with
+        the calling process. With `checkpoint`, a directory, runsc restores the image in it (`runsc restore`): the guest
+        goes on where that was taken. PoststartFailed when such a hook of the bundle's failed; the guest had run.
         """
-        streams = (stdin, stdout, stderr)
-        stdio = tuple(_descriptor(stream, number) for number, stream in enumerate(streams))
-        launch = self._launch(
-            container_id,
-            bundle,
-            options or GVisorOciRunOptions(platform=Platform.AUTO),
-            stdio=stdio,
-            die_with_parent=die_with_thread,
-            # A fork would keep a copy of all the caller's memory for as long as the sandbox lives.
-            fresh_interpreter=None if attendant is None else True,
-            attendant=attendant,
-            programs=programs,
-            limits=None if limits is None or not limits.asked else Held(limits, attendant is not None),
-            checkpoint=checkpoint,
-        )
+        own = None
+        if attendant is None and _with_bundle(limits or Limits(), bundle, options or GVisorOciRunOptions()).watched:
+            from nucleus_gvisor.runtime.attendant import Attendant  # which knows this module's streams
+
+            own = Attendant()
+            attendant = own.theirs.fileno()
+        launch = None
         try:
+            streams = (stdin, stdout, stderr)
+            launch = self._launch(
+                container_id,
+                bundle,
+                options or GVisorOciRunOptions(platform=Platform.AUTO),
+                stdio=tuple(_descriptor(stream, number) for number, stream in enumerate(streams)),
+                die_with_parent=die_with_thread,
+                # A fork would keep a copy of all the caller's memory for as long as the sandbox lives.
+                fresh_interpreter=None if attendant is None else True,
+                attendant=attendant,
+                programs=programs,
+                limits=Held(limits or Limits(), attendant is not None),
+                checkpoint=checkpoint,
+            )
             launch.drive()
             launch.release()
             process = SandboxProcess(launch)
             process.end_orphans(living=False)  # of the trials that the launch made
             launch.hand_over()
-            return process
         except BaseException:
-            launch.undo()  # interrupted when the guest ran already, and nobody would have held it
+            if launch is not None:
+                launch.undo()  # interrupted when the guest ran already, and nobody would have held it
+            if own is not None:
+                own.dismiss()
             raise
+        try:
+            if own is not None:
+                process.held.told = own.last_word
+                with suppress(SandboxGone):  # the guest may have ended already
+                    own.meet()
+                    own.watch(process.held)
+            process._run_poststart()
+        except BaseException:
+            process.end()
+            raise
+        return process
 
     def _launch(self, container_id: str, bundle: Bundle, options: GVisorOciRunOptions, **how: object) -> Launch:
         if options.pin is None and self._pin is not None:
@@ -413,6 +496,20 @@ class GVisorRuntime:
     def exec_environment(runtime_dir: os.PathLike[str]) -> Mapping[bytes, bytes]:
         """The environment that runsc gets (gvisor.rs:423)."""
         return runsc.environment(os.fsencode(runtime_dir))
+
+
+def _with_bundle(limits: Limits, bundle: Bundle, options: GVisorOciRunOptions) -> Limits:
+    """These limits and the bundle's, as far as that can be told before the launch, which judges the bundle itself."""
+    try:
+        if not isinstance(bundle, OciBundle):
+            bundle = OciBundle.load(
+                os.fspath(bundle),
+                allow_hooks=options.allow_hooks,
+                allow_flag_annotations=options.allow_flag_annotations,
+            )
+        return limits.with_those_of(bundle.limits)
+    except LaunchError:
+        return limits
 
 
 def _descriptor(stream: Stream, default: int) -> int:

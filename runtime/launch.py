@@ -24,6 +24,7 @@ from nucleus_gvisor.model.errors import (
     LaunchError,
     Limit,
     NotProved,
+    Refused,
     SafetyViolation,
     StepFailed,
     Unsupported,
@@ -38,8 +39,10 @@ from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.audit import Record
 from nucleus_gvisor.runtime.bundle import HostPath, OciBundle
 from nucleus_gvisor.runtime.cleanup import Place
+from nucleus_gvisor.runtime.fields import told
+from nucleus_gvisor.runtime.hooks import Hooks, judge
 from nucleus_gvisor.runtime.identity import Identity
-from nucleus_gvisor.runtime.limits import Held
+from nucleus_gvisor.runtime.limits import Held, Limits
 from nucleus_gvisor.runtime.options import (
     Audit,
     Confinement,
@@ -122,7 +125,11 @@ class Launch:
         self._bundle, self._runsc_path, self._in_place = bundle, runsc_path, in_place
         self._stdio, self._die_with_parent, self._fresh = stdio, die_with_parent, fresh_interpreter
         self._attendant, self._programs = attendant, programs
-        self.limits: Held | None = limits
+        self.limits: Held | None = limits if limits is not None or in_place else Held(Limits())
+        """None in place, where nobody is left to see to any."""
+        self.hooks: Hooks | None = None
+        self._lost: tuple[str, ...] = ()
+        """Fields of the bundle that nobody keeps, and that are left out."""
         self._checkpoint = checkpoint
         self._image: image.Image | None = None
         self.made_with: Mapping[str, Any] = {}
@@ -346,6 +353,7 @@ class Launch:
                 allow_hooks=self.options.allow_hooks,
                 allow_flag_annotations=self.options.allow_flag_annotations,
             )
+        self._judge_words(bundle)
         self._guest = self._look_at(bundle)
         self._judge_network(bundle)
         if not self._in_place:
@@ -379,15 +387,57 @@ class Launch:
                 hint=NAME_A_BASE,
             )
 
+    @property
+    def _locks(self) -> bool:
+        """Is mount-locked asked for."""
+        return self.options.confinement is Confinement.MOUNT_LOCKED and self.options.enforcement is not Enforcement.OFF
+
+    def _judge_words(self, bundle: OciBundle) -> None:
+        """What the bundle asks for of others than its guest: brought to whoever keeps it, or refused.
+
+        With limits of `best_effort` what nobody keeps is left out instead.
+        """
+        assert self._identity is not None
+        lost, asked = bundle.lost(locked=self._locks), bundle.limits
+        if self.limits is None:  # in place
+            if bundle.hooks:
+                raise Refused(
+                    "hooks refused: nobody is left to run them",
+                    step="Prepare",
+                    path=bundle.bundle_path,
+                    observed=", ".join(name for name, _ in bundle.hooks),
+                    expected="no hooks for a launch in place",
+                    hint="use spawn",
+                )
+            lost |= {"linux.resources": asked} if asked else {}
+        score = bundle.config["process"].get("oomScoreAdj")
+        # proc(5): to lower it takes CAP_SYS_RESOURCE, which counts in the initial user namespace alone.
+        if score and score < _oom_score() and (self._locks or not self._identity.host_root):
+            lost["process.oomScoreAdj"] = score
+        if lost and (self.limits is None or self.limits.limits.enforcement is Enforcement.REQUIRED):
+            name, value = next(iter(lost.items()))
+            more = f", and so is {', '.join(list(lost)[1:])}" if len(lost) > 1 else ""
+            raise BadBundle(
+                f"{name} refused: nobody keeps it here{more}",
+                step="Prepare",
+                path=bundle.bundle_path,
+                observed=json.dumps(value)[:200],
+                expected=told(name),
+                hint="take it out, or go on without it: limits=best_effort",
+            )
+        self._lost = tuple(lost)
+        if self.limits is not None:
+            self.limits.limits = self.limits.limits.with_those_of(asked)
+            self.limits.of_bundle = tuple(asked)
+        self.hooks = judge(self.container_id, bundle, self._identity)
+
     def _judge_network(self, bundle: OciBundle) -> None:
         """A sandbox network needs a namespace of its own: made by mount-locked, or named by the bundle otherwise."""
         if self.options.network_mode is not NetworkMode.SANDBOX:
             return
         spaces = (bundle.config.get("linux") or {}).get("namespaces") or []
         named = next((s.get("path") for s in spaces if s.get("type") == "network"), None)
-        locked = (
-            self.options.confinement is Confinement.MOUNT_LOCKED and self.options.enforcement is not Enforcement.OFF
-        )
+        locked = self._locks
         if locked and named:
             raise BadBundle(
                 "the bundle's network namespace cannot be entered from a locked user namespace",
@@ -416,6 +466,8 @@ class Launch:
             "bundle": None if bundle.bundle_path is None else repr(os.fspath(bundle.bundle_path))[1:-1],
             "sources": len(self._guest.sources),
             "root": self._guest.root,
+            **({"lost": list(self._lost)} if self._lost else {}),
+            **({"hooks": self.hooks.shown} if self.hooks else {}),
         }
 
     def _recorded(self, open_: Callable[[], None]) -> None:
@@ -477,6 +529,27 @@ class Launch:
             runsc.judge_restore(self.confined.release, self.options, rootless=self.confined.rootless)
             if self._image is not None:
                 self._image.judge_runsc(self.confined.release.version, self._staged.digests["runsc"])
+        if self._seccomp and self.confined.release is not None:
+            self._judge_seccomp(self.confined.release)
+
+    @property
+    def _seccomp(self) -> bool:
+        """Has the bundle a filter that its guest's kernel is to enforce."""
+        assert self._guest is not None
+        return bool((self._guest.bundle.config.get("linux") or {}).get("seccomp")) and "linux.seccomp" not in self._lost
+
+    def _judge_seccomp(self, release: runsc.Release) -> None:
+        if "oci-seccomp" in release.flags:
+            return
+        if self.limits is None or self.limits.limits.enforcement is Enforcement.REQUIRED:
+            raise Unsupported(
+                "linux.seccomp refused: this runsc enforces no filter of a bundle's",
+                step="Confine",
+                observed=f"release {release.version} without --oci-seccomp",
+                expected="a release with it",
+                hint="take it out, or go on without it: limits=best_effort",
+            )
+        self._lost += ("linux.seccomp",)
 
     def _child_plan(self, confinement: Confinement | None) -> dict[str, Any]:
         place, guest, staged = self.place, self._guest, self._staged
@@ -517,6 +590,7 @@ class Launch:
                     roots["rootfs"],
                     {index: roots[target] for index, target in guest.binds.items()},
                     netns="/proc/self/ns/net" if locked and self.options.network_mode is NetworkMode.SANDBOX else None,
+                    without=self._lost,
                 ),
                 f"{path}/{_child.PROGRAMS}",
             ),
@@ -574,6 +648,7 @@ class Launch:
             overlay=None if release is None else runsc.overlay(release, self._guest.writable),
             logs=() if self.said is None else self.said.arguments(self._flags),
             image=None if self._image is None else path + b"/" + _child.IMAGE.encode(),
+            seccomp=self._seccomp,
         )
         return argv, runsc.environment(path + b"/runtime")
 
@@ -606,11 +681,18 @@ class Launch:
             exec_.join(self.confined, self._plan)
             return {"pid": os.getpid(), "in_place": True, **shown}
         self.place.own(self.confined.child.pid)
-        if self.limits is not None:
-            platform = self.confined.platform or ""
-            shown["held"] = self.limits.hold(self.confined.child.pid, self.place.directory, platform)
         if self.said is not None and self.said.kept:
             shown["debug"] = [os.fspath(path) for path in self.said.kept]
+        assert self.limits is not None
+        if self.limits.limits.asked:
+            self.limits.hold(self.confined.child.pid, self.place.directory, self.confined.platform or "")
+        if self._seccomp:
+            self.limits.achieved["linux.seccomp"] = "runsc"
+        self.limits.achieved |= dict.fromkeys(self._lost, "none")
+        if self.limits.achieved:
+            shown["held"] = self.limits.achieved
+        if self.hooks:
+            shown["hooks"] = self.hooks.create(self.confined.child.pid)
         return {**exec_.in_child(self.confined, argv, env), **shown}
 
     def _image_in_place(self) -> int:
@@ -675,9 +757,15 @@ class Launch:
         held = (child, self._staged, self._judged, self.place)
         self.confined = self._staged = self._judged = self.place = None
         self._held = {}
-        fail.unwind(*held)
+        hooks, self.hooks = self.hooks, None
+        try:
+            fail.unwind(*held)
+        finally:
+            if hooks is not None:
+                hooks.stop()
         why = self._trouble
-        return {"error": why.as_dict()} if why is not None else {}
+        told = {"poststop": [problem.as_dict() for problem in hooks.problems]} if hooks and hooks.problems else {}
+        return {"error": why.as_dict(), **told} if why is not None else told
 
     def _keep_record(self) -> None:
         """A launch that fails before it has a base is recorded there all the same, where the base is sound.
@@ -701,6 +789,10 @@ class Launch:
                 place.close()
         except (LaunchError, OSError) as error:
             self.record.problem = str(error)
+
+
+def _oom_score() -> int:
+    return int(Path("/proc/self/oom_score_adj").read_text())
 
 
 def _printable(item: bytes) -> str:

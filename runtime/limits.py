@@ -25,7 +25,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,13 @@ class Limits:
             raise _bad("limits", self.enforcement, "required or best_effort") from None
         if self.enforcement is Enforcement.OFF:
             raise _bad("limits", self.enforcement, "required or best_effort")
+
+    def with_those_of(self, bundle: Mapping[str, int | float]) -> "Limits":
+        """These and a bundle's: of two for the same, the lower."""
+        lower = {
+            name: value if (own := getattr(self, name)) is None else min(own, value) for name, value in bundle.items()
+        }
+        return replace(self, **lower)  # type: ignore[arg-type]
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -187,7 +194,9 @@ class Held:
     attended: bool = False
     """Is there an attendant, who can watch."""
     achieved: dict[str, str] = field(default_factory=dict)
-    """Limit -> who enforces it."""
+    """Limit -> who enforces it; and of a bundle's fields likewise, by name."""
+    of_bundle: tuple[str, ...] = ()
+    """Those that the bundle asks for."""
     _made: dict[str, _Place] = field(default_factory=dict)
     """The directory of each cgroup that was made."""
     _of: dict[str, str] = field(default_factory=dict)
@@ -228,7 +237,11 @@ class Held:
 
     def require(self, achieved: Mapping[str, str]) -> None:
         """LimitUnavailable when one has nobody to enforce it, and that was not left open."""
-        lacking = [name for name, how in achieved.items() if how == "none"]
+        lacking = [
+            f"{name} (linux.resources)" if name in self.of_bundle else name
+            for name, how in achieved.items()
+            if how == "none"
+        ]
         if lacking and self.limits.enforcement is Enforcement.REQUIRED:
             raise LimitUnavailable(
                 "a limit cannot be enforced here",

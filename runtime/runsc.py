@@ -67,6 +67,7 @@ def run_arguments(
     rootless: bool | None = None,
     ignore_cgroups: bool | None = None,
     overlay: str | None = None,
+    seccomp: bool = False,
     image: bytes | None = None,
     logs: Sequence[bytes] = (),
     program: bytes = b"runsc",
@@ -74,13 +75,16 @@ def run_arguments(
     """runsc's argument vector, in the reference's order: global flags before the subcommand (gvisor.rs:918).
 
     `rootless` and `ignore_cgroups` default to what the options ask for; `overlay` is from `overlay`, and `logs` are
-    those of `said.Said.arguments`. With `image` a checkpoint is restored, from that directory.
+    those of `said.Said.arguments`. With `image` a checkpoint is restored, from that directory. With `seccomp` the
+    guest's kernel enforces the bundle's filter, which it passes over otherwise.
     """
     arguments = [program, b"--root", root]
     if options.runsc_rootless if rootless is None else rootless:
         arguments.append(b"--rootless")
     if options.ignore_cgroups if ignore_cgroups is None else ignore_cgroups:
         arguments.append(b"--ignore-cgroups")
+    if seccomp:
+        arguments.append(b"--oci-seccomp")
     return [
         *arguments,
         b"--network",

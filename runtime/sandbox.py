@@ -321,35 +321,17 @@ def limited(
     options: GVisorOciRunOptions,
     streams: Sequence[int],
 ) -> SandboxProcess:
-    """`runtime.spawn` of a guest that ends with the calling thread, with an attendant where its limits need one."""
-    attendant = Attendant() if limits.watched else None
-    try:
-        process = runtime.spawn(
-            sandbox_id,
-            bundle,
-            options,
-            stdin=streams[0],
-            stdout=streams[1],
-            stderr=streams[2],
-            die_with_thread=True,
-            attendant=None if attendant is None else attendant.theirs.fileno(),
-            limits=limits,
-        )
-    except BaseException:
-        if attendant is not None:
-            attendant.dismiss()
-        raise
-    if attendant is not None:
-        try:
-            with suppress(SandboxGone):  # the guest may have ended already
-                attendant.meet()
-                attendant.watch(process.held)
-        except BaseException:  # pragma: no cover - an interrupt between these two lines, which no test can place
-            process.end()
-            raise
-        finally:
-            process.held.told = attendant.last_word
-    return process
+    """`runtime.spawn` of a guest that ends with the calling thread."""
+    return runtime.spawn(
+        sandbox_id,
+        bundle,
+        options,
+        stdin=streams[0],
+        stdout=streams[1],
+        stderr=streams[2],
+        die_with_thread=True,
+        limits=limits,
+    )
 
 
 def ended(

@@ -601,6 +601,26 @@ WRONG: list[tuple[str, object, str]] = [
     ("linux.namespaces", [{"type": "pidd"}], r"namespaces\[0\].type refused.*cgroup, ipc"),
     ("linux.namespaces", [{"type": "pid"}, {"type": "pid"}], r"namespaces\[1\].type refused.*once"),
     ("linux.namespaces", [{"type": "network", "path": "net"}], r"namespaces\[0\].path refused"),
+    ("linux.devices", {}, "linux.devices refused.*a list"),
+    ("linux.devices", [{"path": "null", "type": "c"}], r"devices\[0\].path refused"),
+    ("linux.devices", [{"path": "/dev/null", "type": "x"}], r"devices\[0\].type refused.*c, b, u or p"),
+    ("linux.devices", [{"path": "/dev/null", "type": "c", "major": "1"}], r"devices\[0\].major refused"),
+    ("linux.seccomp", [], "linux.seccomp refused"),
+    ("linux.seccomp", {"syscalls": []}, "seccomp.defaultAction refused"),
+    ("linux.seccomp", {"defaultAction": "A", "syscalls": [{}]}, r"syscalls\[0\].action refused"),
+    ("linux.resources", [], "linux.resources refused"),
+    ("linux.resources", {"memory": {"limit": "1g"}}, "memory.limit refused.*an integer"),
+    ("linux.resources", {"memory": {"limit": 4096}}, "memory.limit refused.*4096.*1.04858e"),
+    ("linux.resources", {"cpu": {"quota": 1.5}}, "cpu.quota refused"),
+    ("linux.resources", {"cpu": {"quota": 1, "period": 1_000_000}}, "cpu.quota refused.*0.01"),
+    ("linux.resources", {"cpu": {"period": -1}}, "cpu.period refused"),
+    ("linux.resources", {"pids": {"limit": True}}, "pids.limit refused"),
+    ("linux.resources", {"unified": {"memory.max": 4096}}, "unified.memory.max refused.*a string"),
+    ("linux.resources", {"unified": {"memory.max": "4k"}}, "unified.memory.max refused.*a number or max"),
+    ("linux.resources", {"unified": {"pids.max": "1 2"}}, "unified.pids.max refused"),
+    ("linux.resources", {"unified": {"cpu.max": "1000 max"}}, "unified.cpu.max refused.*a period"),
+    ("linux.resources", {"unified": {"cpu.max": "1000 0"}}, "unified.cpu.max refused.*a period"),
+    ("linux.resources", {"unified": {"cpu.max": ""}}, "unified.cpu.max refused"),
     ("annotations", [], "annotations refused"),
     ("annotations", {"a": 1}, "annotations.a refused"),
     ("hooks", [], "hooks refused"),
@@ -624,6 +644,9 @@ def test_a_field_of_the_wrong_kind_is_refused(bundle: Path, where: str, value: o
         ("root", "PATH"),
         ("process", "arg\u017f"),
         ("linux", "NameSpaces"),
+        ("linux", "Devices"),
+        ("linux", "secComp"),
+        ("mounts.0", "UIDMappings"),
     ],
 )
 def test_a_key_that_only_go_would_know_is_refused(bundle: Path, where: str, key: str) -> None:
@@ -634,13 +657,36 @@ def test_a_key_that_only_go_would_know_is_refused(bundle: Path, where: str, key:
 
 def test_hooks_are_refused_unless_allowed(bundle: Path) -> None:
     """A hook runs on the host: only a caller who says so gets it; an empty list is harmless."""
-    for kind in ("prestart", "createRuntime", "poststop", "someday"):
+    for kind in ("prestart", "createRuntime", "poststart", "poststop"):
         write(bundle, sound(put("hooks", {kind: [{"path": "/bin/evil"}]})))
         error = refused(bundle, f"hooks.{kind} refused.*allow_hooks=True")
         assert isinstance(error, Refused)
-        assert OciBundle.load(bundle, allow_hooks=True).config["hooks"] == {kind: [{"path": "/bin/evil"}]}
-    assert OciBundle.load(write(bundle, sound(put("hooks", {"prestart": []}))))
-    refused(write(bundle, sound(put("hooks", {"prestart": [{"path": "evil"}]}))), "path refused", allow_hooks=True)
+        assert OciBundle.load(bundle, allow_hooks=True).hooks == [(f"{kind}[0]", {"path": "/bin/evil"})]
+    assert OciBundle.load(write(bundle, sound(put("hooks", {"prestart": [], "createContainer": None}))))
+
+
+@pytest.mark.parametrize("kind", ["createContainer", "startContainer", "someday"])
+def test_hooks_that_nobody_could_run_are_refused_in_any_case(bundle: Path, kind: str) -> None:
+    """What belongs in the container, and what OCI does not have, is refused by name, allowed or not."""
+    write(bundle, sound(put("hooks", {kind: [{"path": "/bin/evil"}]})))
+    for allowed in (False, True):
+        assert isinstance(refused(bundle, f"hooks.{kind} refused.*prestart", allow_hooks=allowed), Refused)
+
+
+@pytest.mark.parametrize(
+    ("hook", "words"),
+    [
+        ({"path": "evil"}, "path refused"),
+        ({"path": "/bin/true", "args": "x"}, "args refused"),
+        ({"path": "/bin/true", "env": ["A"]}, "env refused.*NAME=VALUE"),
+        ({"path": "/bin/true", "timeout": 0}, "timeout refused.*1 to 86400"),
+        ({"path": "/bin/true", "timeout": True}, "timeout refused"),
+    ],
+)
+def test_a_hook_that_is_none_is_refused(bundle: Path, hook: dict[str, Any], words: str) -> None:
+    """Each part of a hook has to be what OCI says."""
+    write(bundle, sound(put("hooks", {"prestart": [hook]})))
+    refused(bundle, rf"hooks.prestart\[0\].{words}", allow_hooks=True)
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,11 @@ def arguments(options: GVisorOciRunOptions, **more: bool | None) -> list[str]:
             "runsc --root /r --rootless --ignore-cgroups --network host --platform systrap run --bundle /b job-1",
         ),
         (
+            {},
+            {"ignore_cgroups": True, "seccomp": True},
+            "runsc --root /r --ignore-cgroups --oci-seccomp --network none --platform systrap run --bundle /b job-1",
+        ),
+        (
             {"network_mode": "sandbox"},
             {"rootless": True, "ignore_cgroups": True},
             "runsc --root /r --rootless --ignore-cgroups --network sandbox --platform systrap run --bundle /b job-1",
@@ -141,6 +146,17 @@ def test_the_newer_release_is_read(runsc_new: Path) -> None:
     release = runsc.read_answers(answers(runsc_new))
     assert (release.version, release.date) == ("20240729.0", 20240729)
     assert {"systrap", "kvm"} <= set(release.platforms) and release.default_platform == "systrap"
+
+
+def test_flags_are_read(runsc_old: Path, runsc_new: Path) -> None:
+    """Each flag that is listed, by its name, and nothing of what is said of it."""
+    assert runsc.read_answers([(0, b"runsc version 1\n"), (0, FLAGS)]).flags.keys() == {"overlay2", "platform", "port"}
+    for path in (runsc_old, runsc_new):
+        listed = subprocess.run([path, "flags"], capture_output=True, check=False)
+        answers = [(0, b"runsc version 1\n"), (0, listed.stdout + listed.stderr)]
+        flags = runsc.read_answers(answers).flags.keys()
+        assert {"oci-seccomp", "rootless", "platform_device_path", "TESTONLY-unsafe-nonroot"} <= flags
+        assert len(flags) > 60
 
 
 @pytest.mark.parametrize("path", ["/bin/true", "/bin/cat", "/bin/echo", "/bin/sh"])
