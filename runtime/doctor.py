@@ -866,7 +866,7 @@ def _confinement(patient: _Patient) -> Finding:
     refused = len(shown_["canaries"])
     found = (
         f"{patient.confinement}, proved: {refused} host programs refused, undo {shown_['undo']}, "
-        f"{shown_['host_mounts']} host mounts closed"
+        f"{shown_['mounts']} mounts of its own, scope {shown_['scope']}"
     )
     return _yes(found, shown_)
 
@@ -935,7 +935,7 @@ def _why_not_started(said: bytes) -> tuple[str, str]:
     known = start_cause()
     text = shown(said.strip().splitlines()[-1]) if said.strip() else "runsc said nothing"
     if known is not None:
-        return f"{known[0]} (runsc: {text})", known[1]
+        return known
     return text, "see runsc's own debug log, and try another release of runsc or another platform"
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from nucleus_gvisor.model.errors import BadBase, StepFailed, shown
 from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.errors import CannotExec, SandboxError, SandboxGone, StartFailed
+from nucleus_gvisor.runtime.host import start_cause
 from nucleus_gvisor.runtime.identity import Identity
 from nucleus_gvisor.runtime.paths import open_private
 
@@ -35,6 +36,7 @@ _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O
 _BESIDE = re.compile(r": stat file: stat /memfd:\S+: no such file or directory")
 _NO_PROGRAM = re.compile(r"(?:error finding executable .*|failed to load .*): (?P<why>[a-z ]+)\Z", re.DOTALL)
 _NOT_STARTED = re.compile(r"\b(?:creating|starting|restoring) container\b|\bcreating process\b|\bstarting sandbox\b")
+_OF_THE_HOST = re.compile(r"mounting proc|no space left on device")  # ENOSPC: a limit on namespaces
 _NUMBERS = {os.strerror(number).lower(): number for number in sorted(errno.errorcode, reverse=True)}
 
 
@@ -119,7 +121,9 @@ class Said:
         broken = shown(_read(self.panic).split(b"\n", 1)[0].decode("utf-8", "replace").strip())
         more = f"; {broken}" if broken and broken not in cause and len(errors) == 1 else ""
         where = f" (its logs: {', '.join(map(str, self.kept))})" if self.kept else ""
-        return StartFailed(f"runsc did not start the guest: {cause}{more}{where}")
+        known = start_cause() if _OF_THE_HOST.search(cause) else None
+        why = "" if known is None else f"; {known[0]}; hint: {known[1]}"
+        return StartFailed(f"runsc did not start the guest: {cause}{more}{where}{why}")
 
     def close(self) -> None:
         """Close them; a second time closes nothing."""
