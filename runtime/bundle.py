@@ -534,7 +534,7 @@ def _judge_owner(status: os.stat_result, trusted: frozenset[int], path: str) -> 
         "bundle that others can change",
         f"owner uid {status.st_uid} mode {stat.S_IMODE(status.st_mode):04o}",
         f"owner uid {owners}, not writable by group or others",
-        hint="chown it to whoever launches it, and chmod go-w",
+        hint="copy it to a directory that only whoever launches it, or root, can write",
         path=path,
     )
 

@@ -379,7 +379,7 @@ def make_private(fd: int, path: bytes, identity: Identity) -> None:
             path=path,
             observed=described(status),
             expected=f"owner uid {identity.uid}, mode 0700",
-            hint="remove it, or name another artifact base",
+            hint=NAME_A_BASE,
         )
     if stat.S_IMODE(status.st_mode) != 0o700:
         with calls("Prepare", path):
@@ -391,7 +391,7 @@ def make_private(fd: int, path: bytes, identity: Identity) -> None:
                     path=path,
                     observed=f"{described(status)}, with {strange[0]} in it",
                     expected="a directory of its own",
-                    hint="name another artifact base",
+                    hint=NAME_A_BASE,
                 )
             os.fchmod(fd, 0o700)
 

@@ -451,11 +451,11 @@ class Sandbox:
     may the guest write to its root: False, "memory" or True (to a layer of this sandbox alone, which is gone with it),
     or "host" (to `rootfs` itself, refused where others can write it). Nothing of ours is ever made in it. `user` of the
     guest's processes, as UID, (UID, GID) or "UID:GID"; `hostname`; `rlimits` as in `OciBundle.build`; `runsc`, the
-    binary to use, and `pin`, its SHA-256; `platform`, `confinement`, `enforcement`, `record` and
-    `debug_dir` as in `GVisorOciRunOptions`; and limits of the whole sandbox, as in `Limits`: `memory` in bytes, `cpus`,
-    `pids`, `lifetime` in seconds, and `limits`, "required" or "best_effort". Who enforces which is in
-    `achieved_limits`; a sandbox that meets one ends, and what was done in it then raises OutOfMemory, TooManyProcesses
-    or LifetimeExpired, each a SandboxGone.
+    binary to use, and `pin`, its SHA-256; `platform`, `confinement`, `enforcement`, `record`, `audit`,
+    `keep_records` and `debug_dir` as in `GVisorOciRunOptions`; and limits of the whole sandbox, as in `Limits`:
+    `memory` in bytes, `cpus`, `pids`, `lifetime` in seconds, and `limits`, "required" or "best_effort". Who enforces
+    which is in `achieved_limits`; a sandbox that meets one ends, and what was done in it then raises OutOfMemory,
+    TooManyProcesses or LifetimeExpired, each a SandboxGone.
 
     `service` is a program, by its absolute path in the guest, and its arguments: the guest's init starts it as the
     sandbox's own, with its user, variables and directory, and with /dev/null for streams. A checkpoint keeps it.

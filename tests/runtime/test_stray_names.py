@@ -104,6 +104,18 @@ def test_the_locks_directory_is_bounded(base: Path, monkeypatch: pytest.MonkeyPa
     assert not taken(base)
 
 
+@pytest.mark.parametrize("mode", [0o1777, 0o770, 0o2775])
+def test_a_hint_does_no_harm_to_a_shared_place(base: Path, mode: int) -> None:
+    """Whoever names a directory of many is told to name another, and not to remove it or to lock the others out."""
+    shared = base / "shared"
+    shared.mkdir()
+    shared.chmod(mode)
+    with pytest.raises(BadBase) as caught:
+        prepare.take_place(ID, shared, Identity.current())
+    assert "name a directory" in caught.value.hint
+    assert not any(word in caught.value.hint for word in ("remove", "rm ", "chmod", "chown", "mkdir"))
+
+
 @pytest.mark.parametrize("depth", [1500])
 def test_a_tree_deeper_than_stack_and_descriptors(base: Path, depth: int) -> None:
     """It is removed whole, and so is what lies beside each directory on the way."""
