@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 from typing import IO, Any, Literal, Self, TypeVar, Unpack, overload
 
 from nucleus_gvisor.runtime.attendant import PATIENCE
@@ -33,6 +32,7 @@ from nucleus_gvisor.runtime.request import (
     Words,
     deadline_of,
     directory,
+    left,
     request,
     seconds,
     words_of,
@@ -49,6 +49,9 @@ from nucleus_gvisor.runtime.sandbox import (
     Sandbox,
     ended,
     launched,
+    opened_source,
+    parents_of,
+    whole,
 )
 
 Result = TypeVar("Result")
@@ -157,16 +160,12 @@ async def _ready(fd: int, event: int, deadline: float | None) -> bool:
     own = os.dup(fd)  # others may wait for the same, or close it meanwhile
     try:
         (loop.add_reader if event == select.POLLIN else loop.add_writer)(own, _set, waiter)
-        done, _ = await asyncio.wait([waiter], timeout=_left(deadline))
+        done, _ = await asyncio.wait([waiter], timeout=left(deadline))
         return bool(done)
     finally:
         loop.remove_reader(own)
         loop.remove_writer(own)
         os.close(own)
-
-
-def _left(deadline: float | None) -> float | None:
-    return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
 async def _copied(capture: Capture, until: int, deadline: float | None) -> bool:
@@ -193,7 +192,7 @@ async def _copied(capture: Capture, until: int, deadline: float | None) -> bool:
             reads = event == select.POLLIN
             watched[fd] = loop.remove_reader if reads else loop.remove_writer
             (loop.add_reader if reads else loop.add_writer)(fd, move, fd)
-        done, _ = await asyncio.wait([waiter], timeout=_left(deadline))
+        done, _ = await asyncio.wait([waiter], timeout=left(deadline))
     finally:
         for fd, forget in watched.items():
             forget(fd)
@@ -422,8 +421,25 @@ class AsyncSandbox:
     ) -> Completed[Any]:
         """Run a command to its end. To be cancelled ends it first, and what it has started, as a timeout does."""
         words = words_of(cmd, args)
-        deadline = deadline_of(timeout)
-        pipes = Pipes(input)
+        seconds(timeout)
+        return await self._execute(words, Pipes(input), env, cwd, user, timeout, check, text, max_output)
+
+    async def _execute(
+        self,
+        words: Sequence[HostPath],
+        pipes: Pipes,
+        env: Environment | None = None,
+        cwd: str | None = None,
+        user: User | None = None,
+        timeout: float | None = None,
+        check: bool = True,
+        text: bool = True,
+        max_output: int = MAX_OUTPUT,
+        said: Sequence[HostPath] = (),
+        deadline: float | None = None,
+    ) -> Completed[Any]:
+        """An `exec` of `words` with `pipes`; for whoever meets an error, `said` was asked for, until `deadline`."""
+        deadline = deadline_of(timeout) if deadline is None else deadline
         try:
             process = await self._begin(words, pipes, env, cwd, user, deadline)
             with pipes.capture(max_output) as capture:
@@ -439,7 +455,7 @@ class AsyncSandbox:
                     if process is not None and process.returncode is None:
                         await _finish(process.kill)
                 code = None if process is None or not in_time else process.returncode
-                return self._box._executed(words, code, pipes, capture, timeout, check, text, max_output)
+                return self._box._executed(said or words, code, pipes, capture, timeout, check, text, max_output)
         finally:
             pipes.close()
 
@@ -506,60 +522,87 @@ class AsyncSandbox:
 
     # ---- files ----
 
-    async def read_file(self, path: str, *, max_bytes: int = MAX_FILE) -> bytes:
-        """The bytes of a file in the guest; OSError as the guest has it, OutputLimit when it is larger."""
-        return (await self._copy("r", path, b"", max_bytes)).stdout
+    async def read_file(
+        self, path: str, *, max_bytes: int = MAX_FILE, timeout: float | None = None, special: bool = False
+    ) -> bytes:
+        """The bytes of a file in the guest; see `Sandbox.read_file`."""
+        pipes = Pipes.redirected(None, None, PIPE, DEVNULL, False)
+        return (await self._copy("read_file", "r", path, pipes, timeout, special, max_bytes)).stdout
 
-    async def write_file(self, path: str, data: Data, *, mode: int | None = None) -> None:
-        """Make or overwrite a file in the guest; OSError as the guest has it."""
-        await self._copy("w", path, data, 0)
+    async def write_file(
+        self,
+        path: str,
+        data: Data,
+        *,
+        mode: int | None = None,
+        parents: bool = False,
+        timeout: float | None = None,
+        special: bool = False,
+    ) -> None:
+        """Make or overwrite a file in the guest; see `Sandbox.write_file`."""
+        deadline = deadline_of(timeout)
+        if parents and (above := parents_of(directory(path, "path"))):
+            await self._own("write_file", path, ["d", *above], timeout, deadline)
+        await self._copy("write_file", "w", path, Pipes(data), timeout, special, deadline=deadline)
         if mode is not None:
-            where = directory(path, "path")
-            done = await self.exec(self._box._program, "m", str(mode), where, check=False)
-            self._box._copied(done.returncode, path)
+            await self._own("write_file", path, ["m", str(mode), directory(path, "path")], timeout, deadline)
 
-    async def put(self, source: HostPath, path: str) -> None:
-        """Copy the file `source` of the host to `path` in the guest, of whatever size."""
-        with open(source, "rb") as file:
-            async with await self._copier("w", path, stdin=PIPE) as process:
-                assert process.stdin is not None
-                with suppress(BrokenPipeError):  # the guest's answer says why
-                    while piece := file.read(CHUNK):
-                        await process.stdin.write(piece)
-                process.stdin.close()
-                self._box._copied(await process.wait(), path)
+    async def put(self, source: HostPath, path: str, *, timeout: float | None = None, special: bool = False) -> None:
+        """Copy the regular file `source` of the host to `path` in the guest; see `Sandbox.put`."""
+        with opened_source(source) as file:
+            pipes = Pipes.redirected(None, file, DEVNULL, DEVNULL, False)
+            await self._copy("put", "w", path, pipes, timeout, special)
 
-    async def get(self, path: str, target: HostPath, *, max_bytes: int = MAX_FILE) -> None:
-        """Copy `path` of the guest to the file `target` on the host, which is there only if all of it is."""
-        final = Path(os.fsdecode(target))
-        part = final.with_name(f".{final.name}.{os.urandom(8).hex()}")
+    async def get(
+        self,
+        path: str,
+        target: HostPath,
+        *,
+        max_bytes: int = MAX_FILE,
+        timeout: float | None = None,
+        special: bool = False,
+    ) -> None:
+        """Copy `path` of the guest to the file `target` on the host; see `Sandbox.get`."""
+        with whole(target) as file:
+            pipes = Pipes.redirected(None, None, file, DEVNULL, False)
+            pipes.bounded = True
+            await self._copy("get", "r", path, pipes, timeout, special, max_bytes)
+
+    async def _copy(
+        self,
+        name: str,
+        how: str,
+        path: str,
+        pipes: Pipes,
+        timeout: float | None,
+        special: bool,
+        limit: int = 0,
+        deadline: float | None = None,
+    ) -> Completed[bytes]:
         try:
-            with open(part, "xb") as file:
-                async with await self._copier("r", path, stdout=PIPE) as process:
-                    assert process.stdout is not None
-                    size = 0
-                    while piece := await process.stdout.read():
-                        size += len(piece)
-                        if size > max_bytes:
-                            raise OutputLimit((path,), max_bytes, None, None)
-                        file.write(piece)
-                    self._box._copied(await process.wait(), path)
-            os.replace(part, final)
+            where = directory(path, "path")
+            words = [self._box._program, how.upper() if special else how, where]
+            done: Completed[bytes] = await self._execute(
+                words,
+                pipes,
+                timeout=timeout,
+                check=False,
+                text=False,
+                max_output=limit,
+                said=(name, where),
+                deadline=deadline,
+            )
         finally:
-            with suppress(FileNotFoundError):
-                os.unlink(part)
-
-    async def _copy(self, how: str, path: str, data: Data, limit: int) -> Completed[bytes]:
-        where = directory(path, "path")
-        done = await self.exec(self._box._program, how, where, input=data, check=False, text=False, max_output=limit)
-        self._box._copied(done.returncode, where)
+            pipes.close()
+        Sandbox._copied(done.returncode, where, special)
         return done
 
-    async def _copier(
-        self, how: str, path: str, stdin: Redirection = DEVNULL, stdout: Redirection = DEVNULL
-    ) -> "AsyncGuestProcess":
-        words = [self._box._program, how, directory(path, "path")]
-        return await self.popen(words, stdin=stdin, stdout=stdout, stderr=DEVNULL)
+    async def _own(self, name: str, path: str, words: list[str], timeout: float | None, deadline: float | None) -> None:
+        pipes, argv = Pipes(), [self._box._program, *words]
+        done: Completed[bytes] = await self._execute(
+            argv, pipes, timeout=timeout, check=False, text=False, said=(name, path), deadline=deadline
+        )
+        Sandbox._copied(done.returncode, path)
 
     # ---- the sandbox as a whole ----
 

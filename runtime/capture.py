@@ -45,7 +45,8 @@ def readable(fd: int, deadline: float | None) -> bool:
 
 class Capture:
     """Pipes of one program: `limits` are those it writes, with how many bytes of each are wanted, and `feed` is what it
-    reads: `data`, or from descriptor `source`. `sinks` have, by pipe, a name and the descriptor that takes all of it.
+    reads: `data`, or from descriptor `source`. `sinks` have, by pipe, a name and the descriptor that takes all of it,
+    or no more than `bound` bytes.
 
     All of these descriptors are this object's to close.
     """
@@ -58,8 +59,10 @@ class Capture:
         *,
         source: int = -1,
         sinks: Mapping[int, tuple[str, int]] | None = None,
+        bound: int | None = None,
     ) -> None:
         self._sinks = dict(sinks or {})
+        self._bound = float("inf") if bound is None else bound
         limits = {**limits, **dict.fromkeys(self._sinks, 0)}
         self._limits = limits
         # What is read out of it as a whole is not copied once more.
@@ -140,7 +143,9 @@ class Capture:
             return False
         if fd in self._sinks:
             name, sink = self._sinks[fd]
-            left = memoryview(piece)
+            self.exceeded = self.exceeded or len(piece) > self._bound
+            left = memoryview(piece[: int(min(len(piece), self._bound))])
+            self._bound -= len(left)
             try:
                 while left:
                     left = left[os.write(sink, left) :]
@@ -222,6 +227,8 @@ class Pipes:
         self.ours: list[int] = [-1, -1, -1]
         self.copies: dict[int, int] = {}
         """Which of the three -> our own descriptor of the regular file that it is copied from or to."""
+        self.bounded: bool = False
+        """Is what is copied to files as bounded as what is captured."""
         self.fed: bool = input is not None
         self._data = input.encode() if isinstance(input, str) else (input or b"")
 
@@ -327,6 +334,7 @@ class Pipes:
             self._data,
             source=copies.get(0, -1),
             sinks={fd: (NAMES[number], copies[number]) for number, fd in outputs.items() if number in copies},
+            bound=limit if self.bounded else None,
         )
 
     def results(self, capture: Capture, text: bool) -> tuple[Any, Any]:

@@ -219,6 +219,11 @@ def deadline_of(timeout: object) -> float | None:
     return None if wait is None else time.monotonic() + wait
 
 
+def left(deadline: float | None) -> float | None:
+    """Seconds until then."""
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
 def network_mode(network: object) -> NetworkMode:
     """The mode; names in any case."""
     if not isinstance(network, str):

@@ -22,20 +22,22 @@ How it works, for whoever adds to it:
   told apart so, or ended within bounds, ends with the whole sandbox.
 """
 
+import errno
 import io
 import json
 import os
 import re
 import signal as signals
+import stat
 import termios
 import threading
 import time
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import FrozenInstanceError, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, AnyStr, Generic, Literal, NoReturn, Self, TypedDict, TypeVar, Unpack, overload
 
 from nucleus_gvisor.model.errors import shown
@@ -687,8 +689,25 @@ class Sandbox:
         `Error`.
         """
         words = words_of(cmd, args)
-        deadline = deadline_of(timeout)
-        pipes = Pipes(input)
+        seconds(timeout)
+        return self._execute(words, Pipes(input), env, cwd, user, timeout, check, text, max_output)
+
+    def _execute(
+        self,
+        words: Sequence[HostPath],
+        pipes: Pipes,
+        env: Environment | None = None,
+        cwd: str | None = None,
+        user: User | None = None,
+        timeout: float | None = None,
+        check: bool = True,
+        text: bool = True,
+        max_output: int = MAX_OUTPUT,
+        said: Sequence[HostPath] = (),
+        deadline: float | None = None,
+    ) -> Completed[Any]:
+        """An `exec` of `words` with `pipes`; for whoever meets an error, `said` was asked for, until `deadline`."""
+        deadline = deadline_of(timeout) if deadline is None else deadline
         try:
             process = self._start(words, pipes, env, cwd, user, deadline)
             with pipes.capture(max_output) as capture:
@@ -704,7 +723,7 @@ class Sandbox:
                     if process is not None and process.returncode is None:
                         process.kill()
                 code = None if process is None or not in_time else process.returncode
-                return self._executed(words, code, pipes, capture, timeout, check, text, max_output)
+                return self._executed(said or words, code, pipes, capture, timeout, check, text, max_output)
         finally:
             pipes.close()
 
@@ -725,6 +744,8 @@ class Sandbox:
         said = tuple(map(os.fsdecode, words))
         if capture.exceeded:
             raise OutputLimit(said, max_output, out, err)
+        if capture.failed is not None:
+            raise CopyFailed(said, *capture.failed, out, err) from capture.failed[1]
         if code is None:
             raise TimeoutExpired(list(said), timeout or 0, out, err)
         if code and self._process.held.met() is not None:  # it may be the command that was killed for it
@@ -914,64 +935,102 @@ class Sandbox:
 
     # ---- files ----
 
-    def read_file(self, path: str, *, max_bytes: int = MAX_FILE) -> bytes:
-        """The bytes of a file in the guest; OSError as the guest has it, OutputLimit when it is larger."""
-        return self._copy("r", path, b"", max_bytes).stdout
+    def read_file(
+        self, path: str, *, max_bytes: int = MAX_FILE, timeout: float | None = None, special: bool = False
+    ) -> bytes:
+        """The bytes of a file in the guest; OSError as the guest has it, OutputLimit when it is larger, TimeoutExpired.
 
-    def write_file(self, path: str, data: Data, *, mode: int | None = None) -> None:
-        """Make or overwrite a file in the guest; OSError as the guest has it."""
-        self._copy("w", path, data, 0)
+        What is no regular file is refused with shutil.SpecialFileError, unless it is to be waited for: `special`.
+        """
+        pipes = Pipes.redirected(None, None, PIPE, DEVNULL, False)
+        return (self._copy("read_file", "r", path, pipes, timeout, special, max_bytes)).stdout
+
+    def write_file(
+        self,
+        path: str,
+        data: Data,
+        *,
+        mode: int | None = None,
+        parents: bool = False,
+        timeout: float | None = None,
+        special: bool = False,
+    ) -> None:
+        """Make or overwrite a file in the guest, and with `parents` the directories above it.
+
+        What is no regular file is refused as by `read_file`, and nothing is written there.
+        """
+        deadline = deadline_of(timeout)
+        if parents and (above := parents_of(directory(path, "path"))):
+            self._own("write_file", path, ["d", *above], timeout, deadline)
+        self._copy("write_file", "w", path, Pipes(data), timeout, special, deadline=deadline)
         if mode is not None:
-            done = self.exec(self._program, "m", str(mode), directory(path, "path"), check=False)
-            self._copied(done.returncode, path)
+            self._own("write_file", path, ["m", str(mode), directory(path, "path")], timeout, deadline)
 
-    def put(self, source: HostPath, path: str) -> None:
-        """Copy the file `source` of the host to `path` in the guest, of whatever size."""
-        with open(source, "rb") as file, self._copier("w", path, stdin=PIPE) as process:
-            assert process.stdin is not None
-            with suppress(BrokenPipeError):  # the guest's answer says why
-                while piece := file.read(1 << 20):
-                    process.stdin.write(piece)
-            with suppress(BrokenPipeError):
-                process.stdin.close()
-            self._copied(process.wait(), path)
+    def put(self, source: HostPath, path: str, *, timeout: float | None = None, special: bool = False) -> None:
+        """Copy the regular file `source` of the host to `path` in the guest, of whatever size; see `write_file`."""
+        with opened_source(source) as file:
+            pipes = Pipes.redirected(None, file, DEVNULL, DEVNULL, False)
+            self._copy("put", "w", path, pipes, timeout, special)
 
-    def get(self, path: str, target: HostPath, *, max_bytes: int = MAX_FILE) -> None:
+    def get(
+        self,
+        path: str,
+        target: HostPath,
+        *,
+        max_bytes: int = MAX_FILE,
+        timeout: float | None = None,
+        special: bool = False,
+    ) -> None:
         """Copy `path` of the guest to the file `target` on the host, which is there only if all of it is.
 
         OutputLimit when it is larger than `max_bytes`: its size is the guest's to say, and the disk is the host's.
+        Otherwise as `read_file`.
         """
-        final = Path(os.fsdecode(target))
-        part = final.with_name(f".{final.name}.{os.urandom(8).hex()}")
-        try:
-            with open(part, "xb") as file, self._copier("r", path, stdout=PIPE) as process:
-                assert process.stdout is not None
-                size = 0
-                while piece := process.stdout.read(1 << 16):
-                    size += len(piece)
-                    if size > max_bytes:
-                        process.kill()
-                        raise OutputLimit((path,), max_bytes, None, None)
-                    file.write(piece)
-                self._copied(process.wait(), path)
-            os.replace(part, final)
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(part)
+        with whole(target) as file:
+            pipes = Pipes.redirected(None, None, file, DEVNULL, False)
+            pipes.bounded = True
+            self._copy("get", "r", path, pipes, timeout, special, max_bytes)
 
-    def _copy(self, how: str, path: str, data: Data, limit: int) -> Completed[bytes]:
-        where = directory(path, "path")
-        done = self.exec(self._program, how, where, input=data, check=False, text=False, max_output=limit)
-        self._copied(done.returncode, where)
+    def _copy(
+        self,
+        name: str,
+        how: str,
+        path: str,
+        pipes: Pipes,
+        timeout: float | None,
+        special: bool,
+        limit: int = 0,
+        deadline: float | None = None,
+    ) -> Completed[bytes]:
+        try:
+            where = directory(path, "path")
+            words = [self._program, how.upper() if special else how, where]
+            done: Completed[bytes] = self._execute(
+                words,
+                pipes,
+                timeout=timeout,
+                check=False,
+                text=False,
+                max_output=limit,
+                said=(name, where),
+                deadline=deadline,
+            )
+        finally:
+            pipes.close()
+        Sandbox._copied(done.returncode, where, special)
         return done
 
-    def _copier(
-        self, how: str, path: str, stdin: Redirection = DEVNULL, stdout: Redirection = DEVNULL
-    ) -> "GuestProcess[bytes]":
-        return self.popen([self._program, how, directory(path, "path")], stdin=stdin, stdout=stdout, stderr=DEVNULL)
+    def _own(self, name: str, path: str, words: list[str], timeout: float | None, deadline: float | None) -> None:
+        pipes, argv = Pipes(), [self._program, *words]
+        done: Completed[bytes] = self._execute(
+            argv, pipes, timeout=timeout, check=False, text=False, said=(name, path), deadline=deadline
+        )
+        Sandbox._copied(done.returncode, path)
 
     @staticmethod
-    def _copied(code: int, path: str) -> None:
+    def _copied(code: int, path: str, special: bool = False) -> None:
+        if code == guest.SPECIAL or (code == errno.ENXIO and not special):  # a FIFO that nobody reads, or a socket
+            raise _no_regular(path)
         if 0 < code < 128:
             raise OSError(code, os.strerror(code), path)
         if code:
@@ -1296,6 +1355,47 @@ class GuestProcess(Generic[AnyStr]):
 
     def __repr__(self) -> str:
         return f"<GuestProcess {list(self.args)} pid={self.pid} returncode={self.returncode}>"
+
+
+def _no_regular(path: str) -> OSError:
+    """That a path leads to no regular file, as shutil has it."""
+    from shutil import SpecialFileError  # some milliseconds, and seldom needed
+
+    return SpecialFileError(errno.EINVAL, "no regular file, but a FIFO, a device or a socket", path)
+
+
+def opened_source(source: HostPath) -> IO[bytes]:
+    """The host's file, to be copied; a FIFO there makes nobody wait either."""
+    file = open(os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb", buffering=0)  # noqa: SIM115
+    mode = os.fstat(file.fileno()).st_mode
+    if not stat.S_ISREG(mode):
+        file.close()
+        name = os.fsdecode(source)
+        raise (
+            IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+            if stat.S_ISDIR(mode)
+            else _no_regular(name)
+        )
+    return file
+
+
+@contextmanager
+def whole(target: HostPath) -> Iterator[IO[bytes]]:
+    """A file that becomes `target` when the block has ended without an error; otherwise nothing is left of it."""
+    final = Path(os.fsdecode(target))
+    part = final.with_name(f".{final.name}.{os.urandom(8).hex()}")
+    try:
+        with open(part, "xb", buffering=0) as file:
+            yield file
+        os.replace(part, final)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(part)
+
+
+def parents_of(path: str) -> list[str]:
+    """The directories above an absolute path, from the root's own down."""
+    return [os.fspath(parent) for parent in reversed(PurePosixPath(path).parents)][1:]
 
 
 def _place_for_programs(asked: Request) -> str:

@@ -13,23 +13,49 @@ _start:
 	b.eq	mode
 	cmp	w19, 0x73
 	b.eq	start
-	mov	x0, -100		/* AT_FDCWD */
-	mov	w2, 0x80000		/* O_RDONLY | O_CLOEXEC */
-	cmp	w19, 0x77
+	cmp	w19, 0x64
+	b.eq	mkdir
+	sub	sp, sp, 65536
+	mov	w2, 0x100		/* O_RDONLY | O_NOCTTY */
+	orr	w4, w19, 0x20
+	cmp	w4, 0x77
 	b.ne	1f
-	mov	w3, 0x241		/* O_WRONLY | O_CREAT | O_TRUNC */
-	orr	w2, w2, w3
-1:	mov	w3, 0666
+	mov	w2, 0x141		/* O_WRONLY | O_CREAT | O_NOCTTY */
+1:	orr	w2, w2, 0x80000		/* O_CLOEXEC */
+	tbz	w19, 5, 2f
+	orr	w2, w2, 0x800		/* O_NONBLOCK */
+2:	mov	x0, -100		/* AT_FDCWD */
+	mov	w3, 0666
 	mov	x8, 56			/* openat */
 	svc	0
 	tbnz	x0, 63, fail
-	mov	x20, 0			/* from */
-	mov	x21, x0			/* to */
+	mov	x20, x0			/* from */
+	mov	x1, sp
+	mov	x8, 80			/* fstat */
+	svc	0
+	tbnz	x0, 63, fail
+	ldr	w5, [sp, 16]		/* st_mode */
+	and	w5, w5, 0xf000
+	mov	x0, 21			/* EISDIR */
+	cmp	w5, 0x4000
+	b.eq	done
+	tbz	w19, 5, 2f
+	mov	x0, 200
+	cmp	w5, 0x8000		/* a regular file */
+	b.ne	done
+2:	mov	x21, 1			/* to */
+	orr	w19, w19, 0x20
 	cmp	w19, 0x77
-	b.eq	2f
-	mov	x20, x0
-	mov	x21, 1
-2:	sub	sp, sp, 65536
+	b.ne	read
+	mov	x21, x20
+	mov	x20, 0
+	cmp	w5, 0x8000
+	b.ne	read
+	mov	x0, x21
+	mov	x1, 0
+	mov	x8, 46			/* ftruncate */
+	svc	0
+	tbnz	x0, 63, fail
 read:	mov	x0, x20
 	mov	x1, sp
 	mov	x2, 65536
@@ -52,6 +78,19 @@ write:	mov	x0, x21
 fail:	neg	x0, x0
 done:	mov	x8, 94			/* exit_group */
 	svc	0
+mkdir:	add	x20, sp, 24
+	mov	x0, 0
+3:	ldr	x1, [x20], 8
+	cbz	x1, 3f
+	mov	x0, -100		/* AT_FDCWD */
+	mov	w2, 0777
+	mov	x8, 34			/* mkdirat */
+	svc	0
+	b	3b
+3:	cmn	x0, 17			/* EEXIST */
+	b.ne	fail
+	mov	x0, 0
+	b	done
 mode:	bl	number
 	mov	x2, x0
 	ldr	x1, [sp, 32]

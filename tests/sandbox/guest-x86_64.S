@@ -1,5 +1,7 @@
 /* The guest's own program. Alone: say that the guest runs, reap orphans, wait for ever.
-   r PATH: copy PATH to standard output. w PATH: copy standard input to PATH. The exit status is errno.
+   r PATH: copy PATH to standard output. w PATH: copy standard input to PATH. The exit status is errno, or 200 when it
+   is no regular file; R and W take any but a directory, and wait for it. d PATH...: make each directory, whether it is
+   there or not; the exit status is the last one's errno.
    k SIGNAL PID...: send the signal to each, whether it is there or not. m MODE PATH: chmod. All numbers are decimal.
    s PROGRAM ARG...: start it without streams, and then as alone; the exit status is errno where that fails. */
 	.intel_syntax noprefix
@@ -15,25 +17,56 @@ _start:
 	je	mode
 	cmp	byte ptr [rax], 0x73
 	je	start
-	xor	r12d, r12d		/* from */
-	xor	r13d, r13d		/* to */
-	mov	esi, 0x80000		/* O_RDONLY | O_CLOEXEC */
-	cmp	byte ptr [rax], 0x77
+	cmp	byte ptr [rax], 0x64
+	je	mkdir
+	movzx	ebx, byte ptr [rax]
+	sub	rsp, 65536
+	mov	esi, 0x80100		/* O_RDONLY | O_NOCTTY | O_CLOEXEC */
+	mov	eax, ebx
+	or	al, 0x20
+	cmp	al, 0x77
 	jne	1f
-	mov	esi, 0x80241		/* O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC */
-1:	mov	rbx, rax
-	mov	edx, 0666
+	mov	esi, 0x80141		/* O_WRONLY | O_CREAT | O_NOCTTY | O_CLOEXEC */
+1:	test	bl, 0x20
+	jz	2f
+	or	esi, 0x800		/* O_NONBLOCK: a FIFO makes nobody wait */
+2:	mov	edx, 0666
 	mov	eax, 2			/* open */
 	syscall
 	test	eax, eax
 	js	fail
-	cmp	byte ptr [rbx], 0x77
-	jne	2f
-	mov	r13d, eax
-	jmp	3f
-2:	mov	r12d, eax
-	mov	r13d, 1
-3:	sub	rsp, 65536
+	mov	r12d, eax		/* from */
+	mov	edi, eax
+	mov	rsi, rsp
+	mov	eax, 5			/* fstat */
+	syscall
+	test	eax, eax
+	js	fail
+	mov	eax, [rsp + 24]		/* st_mode */
+	and	eax, 0xf000
+	mov	ecx, eax
+	mov	eax, 21			/* EISDIR */
+	cmp	ecx, 0x4000
+	je	done
+	test	bl, 0x20
+	jz	2f
+	mov	eax, 200
+	cmp	ecx, 0x8000		/* a regular file */
+	jne	done
+2:	mov	r13d, 1			/* to */
+	or	bl, 0x20
+	cmp	bl, 0x77
+	jne	read
+	mov	r13d, r12d
+	xor	r12d, r12d
+	cmp	ecx, 0x8000
+	jne	read
+	mov	edi, r13d
+	xor	esi, esi
+	mov	eax, 77			/* ftruncate */
+	syscall
+	test	eax, eax
+	js	fail
 read:	mov	edi, r12d
 	mov	rsi, rsp
 	mov	edx, 65536
@@ -59,6 +92,20 @@ fail:	neg	eax
 done:	mov	edi, eax
 	mov	eax, 231		/* exit_group */
 	syscall
+mkdir:	lea	rbx, [rsp + 24]
+	xor	eax, eax
+3:	mov	rdi, [rbx]
+	test	rdi, rdi
+	jz	3f
+	add	rbx, 8
+	mov	esi, 0777
+	mov	eax, 83			/* mkdir */
+	syscall
+	jmp	3b
+3:	cmp	eax, -17		/* EEXIST */
+	jne	fail
+	xor	eax, eax
+	jmp	done
 mode:	call	number
 	mov	esi, eax
 	mov	rdi, [rsp + 32]
