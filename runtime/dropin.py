@@ -11,11 +11,12 @@ Two kinds of thing that work there are refused here, because they are not safe:
 """
 
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from nucleus_gvisor.model.errors import Error
+from nucleus_gvisor.model.errors import Error, NotFound
 from nucleus_gvisor.runtime import sandbox
 from nucleus_gvisor.runtime.bundle import HostPath, MountType
 from nucleus_gvisor.runtime.options import NetworkMode
@@ -51,7 +52,7 @@ class Mount:
 
 class Sandbox(sandbox.Sandbox):
     """`nucleus_gvisor.runtime.Sandbox` with that package's arguments and PATH, and with RUNSC_PATH: which runsc to use,
-    judged as any other."""
+    judged as any other; a bare name is looked for in PATH, for root as well."""
 
     def __init__(
         self,
@@ -64,4 +65,14 @@ class Sandbox(sandbox.Sandbox):
     ) -> None:
         env = {"PATH": "/bin:/usr/bin:/usr/local/bin", **environment(env)}
         runsc = os.environ.get("RUNSC_PATH")
+        if runsc is not None and "/" not in runsc:  # a name, which is looked for as for any other program
+            found = shutil.which(runsc)
+            if found is None:
+                raise NotFound(
+                    "runsc binary is not found",
+                    step="Resolve",
+                    observed=f"RUNSC_PATH={runsc}, and no such program in PATH",
+                    expected="a name that is in PATH, or a path",
+                )
+            runsc = found
         super().__init__(runtime_dir, sandbox_id, network, env, mounts, working_dir, runsc=runsc)

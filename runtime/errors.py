@@ -105,7 +105,7 @@ class TimeoutExpired(SandboxError, subprocess.TimeoutExpired):
     stderr: Any
 
     def __str__(self) -> str:
-        return f"{shown(self.cmd[0])} timed out after {self.timeout:g} seconds"
+        return f"exec timed out after {self.timeout:g} seconds: {shown(self.cmd[0])}"
 
 
 class OutputLimit(SandboxError):

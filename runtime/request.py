@@ -1,6 +1,7 @@
 """What a caller of the sandbox API asks for, judged as Google's `gvisor` package judges it, and made into a launch.
 
-ValueError and TypeError are raised for what that package raises them for; what can be told only later is a LaunchError.
+ValueError and TypeError are raised for what that package raises them for, in words that begin as its own do, for their
+callers have nothing else to tell them by; what can be told only later is a LaunchError.
 """
 
 import numbers
@@ -8,7 +9,7 @@ import os
 import posixpath
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
@@ -160,9 +161,11 @@ def request(
     where = Writable.asked(writable)
     if cwd is not None and working_dir not in (None, "/"):
         raise ValueError("working_dir and cwd are the same: give one of them")
+    start = directory(working_dir, "working_dir") if cwd is None else directory(cwd, "cwd")
+    asked = _mounts(mounts)
     how = {
         "rootfs": rootfs,
-        "mounts": _mounts(mounts),
+        "mounts": [*asked, *_scratch(start, asked)],
         "hostname": hostname,
         "rlimits": rlimits,
         "readonly": where is None,
@@ -184,7 +187,7 @@ def request(
     return Request(
         secrets.token_hex(16) if sandbox_id is None or sandbox_id == "" else sandbox_id,
         merged(DEFAULT_ENV, env),
-        directory(working_dir, "working_dir") if cwd is None else directory(cwd, "cwd"),
+        start,
         user_of(user),
         GVisorRuntime.searching() if runsc is None else GVisorRuntime.with_path(os.path.abspath(os.fsdecode(runsc))),
         options,
@@ -232,7 +235,11 @@ def network_mode(network: object) -> NetworkMode:
         # A member of another package's str enumeration is a str whose value counts, not its name.
         return NetworkMode(str.__str__(network).lower())
     except ValueError:
-        raise ValueError(f"network {network!r}: expected one of {', '.join(NetworkMode)}") from None
+        raise ValueError(f"Invalid network mode {str(network)!r}. Valid options are {_listed(NetworkMode)}.") from None
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in map(str, names))
 
 
 def merged(base: Mapping[str, str], env: Environment | None) -> dict[str, str]:
@@ -246,14 +253,14 @@ def environment(env: Environment | None) -> dict[str, str | None]:
         return {}
     if isinstance(env, Mapping):
         if bad := [name for name in env if "=" in str(name)]:
-            raise ValueError(f"environment variable name {bad[0]!r} has a =")
+            raise ValueError(f"Environment variable key cannot contain '=': {bad[0]!r}")
         return {str(name): None if value is None else str(value) for name, value in env.items()}
     if not isinstance(env, list | tuple):
-        raise TypeError(f"env must be a dict or a list of NAME=VALUE, not {type(env).__name__}")
+        raise TypeError(f"env must be a list of 'KEY=VALUE' strings or a dict, not {type(env).__name__}")
     found: dict[str, str | None] = {}
     for entry in env:
         if not isinstance(entry, str) or "=" not in entry:
-            raise ValueError(f"environment entry {entry!r}: expected NAME=VALUE")
+            raise ValueError(f"Invalid environment variable format, expected KEY=VALUE: {entry!r}")
         name, _, value = entry.partition("=")
         found[name] = value
     return found
@@ -266,7 +273,7 @@ def directory(path: object, name: str) -> str:
     if not isinstance(path, str):
         raise TypeError(f"{name} must be a str, not {type(path).__name__}")
     if not path.strip():
-        raise ValueError(f"{name} is empty")
+        raise ValueError(f"{'working directory' if name == 'working_dir' else name} cannot be empty")
     return _absolute(path)
 
 
@@ -300,6 +307,17 @@ def _mounts(mounts: object) -> list[Mount]:
     return [mount for mount in found.values() if (mount.target, mount.type) not in always]
 
 
+def _scratch(where: str, mounts: Sequence[Mount]) -> list[Mount]:
+    """A tmpfs of its own at the directory `where` that lies in a tmpfs, for nobody could make it there before the guest
+    runs. Any other that is missing is made in the guest's root."""
+    kinds = {"/tmp": MountType.TMPFS} | {mount.target: mount.type for mount in mounts}
+    above = max((target for target in kinds if where.startswith(f"{target}/")), key=len, default=None)
+    made = any(f"{target}/".startswith(f"{where}/") for target in kinds)
+    if above is None or made or kinds[above] is not MountType.TMPFS:
+        return []
+    return [Mount.tmpfs(where, options=("nosuid", "nodev", "mode=1777"))]
+
+
 def _mount(mount: object) -> Mount:
     if isinstance(mount, Mount):
         return mount
@@ -309,29 +327,29 @@ def _mount(mount: object) -> Mount:
         if "target" in mount:
             return Mount.from_mapping(mount)
         if extra := sorted(set(mount) - {"destination", "source", "type", "readonly"}):
-            raise ValueError(f"unrecognized keys in a mount: {extra}")
+            raise ValueError(f"Unrecognized keys in mount dict: {extra}")
         if "destination" not in mount:
-            raise ValueError(f"mount without a destination: {mount!r}")
+            raise ValueError(f"Mount dictionary missing 'destination': {mount!r}")
         fields = {"source": None, "type": MountType.BIND, "readonly": False, **mount}
         return _spelled(fields["destination"], fields["source"], fields["type"], fields["readonly"])
     if isinstance(mount, MountLike):
         return _spelled(mount.destination, mount.source, mount.type, mount.readonly)
-    raise TypeError(f"a mount must be a Mount, a dict or SRC:DST[:ro|rw], not {type(mount).__name__}")
+    raise TypeError(f"Mount item must be a Mount instance or dict, or SRC:DST[:ro|rw], not {type(mount).__name__}")
 
 
 def _spelled(destination: object, source: object, kind: object, readonly: object) -> Mount:
     """A mount in OCI's and Google's spelling: writable unless it says otherwise, relative to the guest's root."""
     if not isinstance(destination, str) or not destination.strip():
-        raise ValueError(f"mount destination is empty: {destination!r}")
+        raise ValueError(f"Mount destination cannot be empty: {destination!r}")
     if not isinstance(kind, str):
-        raise TypeError(f"mount type must be a MountType or str, not {type(kind).__name__}")
+        raise TypeError(f"Mount type must be a MountType or str, not {type(kind).__name__}")
     try:
         type_ = MountType(str.__str__(kind).lower())
     except ValueError:
-        raise ValueError(f"mount type {kind!r}: expected one of {', '.join(MountType)}") from None
+        raise ValueError(f"Invalid mount type {str(kind)!r}. Valid types are {_listed(MountType)}.") from None
     target = _absolute(destination)
     if type_ is not MountType.BIND:
         return Mount(target=target, type=type_, readonly=False)
     if not isinstance(source, str) or not source.strip():
-        raise ValueError(f"bind mount source is empty: {source!r}")
+        raise ValueError(f"Bind mount source cannot be empty: {source!r}")
     return Mount(source=os.path.abspath(source), target=target, readonly=bool(readonly))

@@ -190,3 +190,70 @@ def test_a_runsc_that_others_can_write(host: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("RUNSC_PATH", os.fspath(host / "rw/runsc"))
     with pytest.raises(dropin.Error, match="rw/runsc"):
         dropin.Sandbox()
+
+
+@pytest.mark.parametrize(
+    ("text", "begins"),
+    [
+        ("Sandbox(network='invalid-net')", "Invalid network mode 'invalid-net'. Valid options are 'none',"),
+        ("Sandbox(env=['A'])", "Invalid environment variable format"),
+        ("Sandbox(env={'A=B': 'c'})", "Environment variable key cannot contain '='"),
+        ("Sandbox(env=123)", "env must be a list of 'KEY=VALUE' strings or a dict"),
+        ("Sandbox(working_dir='')", "working directory cannot be empty"),
+        ("Sandbox(working_dir=1)", "working_dir must be a str"),
+        ("Sandbox(mounts=[Mount('')])", "Mount destination cannot be empty"),
+        ("Sandbox(mounts=[Mount.bind('', '/mnt')])", "Bind mount source cannot be empty"),
+        ("Sandbox(mounts=[{'destination': '/mnt', 'type': 'what'}])", "Invalid mount type"),
+        ("Sandbox(mounts=[{'destination': '/mnt', 'what': 1}])", "Unrecognized keys in mount dict: ['what']"),
+        ("Sandbox(mounts=[{'source': '/mnt'}])", "Mount dictionary missing 'destination'"),
+        ("Sandbox(mounts='what')", "mounts must be a list or tuple"),
+        ("Sandbox(mounts=[1])", "Mount item must be a Mount instance or dict"),
+    ],
+)
+def test_errors_of_arguments_begin_alike(text: str, begins: str) -> None:
+    """Programs that were written for one package tell its errors by their words: there is nothing else."""
+    told = []
+    for module in (GOOGLE, dropin):
+        with pytest.raises((ValueError, TypeError)) as error:
+            eval(text, {name: getattr(module, name) for name in PUBLIC})
+        told.append((type(error.value), str(error.value).startswith(begins)))
+    assert told == [(told[0][0], True)] * 2
+
+
+def test_words_of_a_command_that_failed(host: Path) -> None:
+    """The two that callers look for, and the two of a bad directory."""
+    with dropin.Sandbox(working_dir="tmp/custom") as box:
+        assert box.exec("pwd") == ("/tmp/custom\n", "")
+        assert box.exec("pwd", cwd="bin").stdout == "/bin\n"
+        for words, how, told in (
+            (("sleep", "600"), {"timeout": 0.5}, "exec timed out after 0.5 seconds"),
+            (("no-such-program",), {}, "exec failed"),
+            (("cat", "--no-such-flag"), {}, "exec failed"),
+        ):
+            with pytest.raises(dropin.Error, match=told):
+                box.exec(*words, **how)  # type: ignore[call-overload]
+        with pytest.raises(ValueError, match="cwd cannot be empty"):
+            box.exec("pwd", cwd="")
+        with pytest.raises(TypeError, match="cwd must be a str"):
+            box.exec("pwd", cwd=1)  # type: ignore[call-overload]
+
+
+def test_a_working_dir_that_is_not_there_is_made(host: Path) -> None:
+    """The guest's root is ours."""
+    for where in ("/workspace/deep", "/tmp/custom/deep"):
+        with dropin.Sandbox(working_dir=where) as box:
+            assert box.exec("pwd").stdout == f"{where}\n"
+    with dropin.Sandbox(working_dir="/tmp/custom") as box:
+        assert box.exec("sh", "-c", "echo x >file; cat /tmp/custom/file").stdout == "x\n"
+
+
+def test_a_bare_name_in_runsc_path(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is looked for as any program is, and judged."""
+    runsc = Path(os.environ["RUNSC_PATH"])
+    monkeypatch.setenv("PATH", f"/nonexistent:{runsc.parent}")
+    monkeypatch.setenv("RUNSC_PATH", runsc.name)
+    with dropin.Sandbox() as box:
+        assert box.exec("/bin/echo", "x").stdout == "x\n"
+    monkeypatch.setenv("RUNSC_PATH", "no-such-runsc")
+    with pytest.raises(dropin.Error, match="runsc binary is not found"):
+        dropin.Sandbox()

@@ -137,20 +137,20 @@ def test_mounts_that_are_there_anyway_or_covered_are_left_out() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"network": "bridge"}, ValueError, "bridge.*none, sandbox, host"),
+        ({"network": "bridge"}, ValueError, "bridge.*'none', 'sandbox', 'host'"),
         ({"network": 1}, TypeError, "network"),
         ({"network": None}, TypeError, "network"),
-        ({"env": ["A"]}, ValueError, "NAME=VALUE"),
-        ({"env": [1]}, ValueError, "NAME=VALUE"),
+        ({"env": ["A"]}, ValueError, "KEY=VALUE: 'A'"),
+        ({"env": [1]}, ValueError, "KEY=VALUE: 1"),
         ({"env": {"A=B": "c"}}, ValueError, "A=B"),
         ({"env": "A=B"}, TypeError, "env"),
         ({"env": 1}, TypeError, "env"),
-        ({"working_dir": ""}, ValueError, "working_dir"),
-        ({"working_dir": " "}, ValueError, "working_dir"),
+        ({"working_dir": ""}, ValueError, "working directory"),
+        ({"working_dir": " "}, ValueError, "working directory"),
         ({"working_dir": 1}, TypeError, "working_dir"),
         ({"working_dir": b"/"}, TypeError, "working_dir"),
         ({"mounts": "tmpfs:/x"}, TypeError, "mounts"),
-        ({"mounts": [1]}, TypeError, "mount"),
+        ({"mounts": [1]}, TypeError, "Mount"),
         ({"mounts": [{"source": "/usr"}]}, ValueError, "destination"),
         ({"mounts": [{"destination": "/d", "source": "/usr", "options": ["ro"]}]}, ValueError, "options"),
         ({"mounts": [{"destination": " ", "source": "/usr"}]}, ValueError, "destination"),
@@ -216,3 +216,22 @@ def test_commands_are_judged() -> None:
     for args in ([], ["a\0b"], ["x" * (1 << 18)]):
         with pytest.raises(BadArgument):
             request().process(args, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("where", "mounts", "made"),
+    [
+        ("/tmp", [], False),
+        ("/tmp/a", [], True),
+        ("/tmpfs", [], False),
+        ("/a/b", [], False),
+        ("/tmp/a", ["/usr:/tmp/a/b:ro"], False),
+        ("/tmp/a", ["/usr:/tmp:ro"], False),
+        ("/tmp/a/b", ["/usr:/tmp/a:ro"], False),
+        ("/s/a", ["tmpfs:/s"], True),
+    ],
+)
+def test_a_directory_in_a_tmpfs_is_one(where: str, mounts: list[str], made: bool) -> None:
+    """Nobody could make it there before the guest runs; all others are made in the root, or are there."""
+    how = request(working_dir=where, mounts=mounts).how["mounts"]
+    assert (where in [mount.target for mount in how[len(mounts) :]]) == made

@@ -151,7 +151,7 @@ def test_timeout_ends_the_whole_tree_and_keeps_the_output(options: Options) -> N
     error = caught.value
     assert isinstance(error, TimeoutExpired)
     assert [error.stdout, error.stderr, error.timeout] == ["begun\n", "err\n", 1.5]
-    assert str(error) == "sh timed out after 1.5 seconds"
+    assert str(error) == "exec timed out after 1.5 seconds: sh"
 
 
 def test_a_fork_bomb_ends_with_its_time(new_options: Options) -> None:
