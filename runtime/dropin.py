@@ -4,7 +4,7 @@
 
 Two kinds of thing that work there are refused here, because they are not safe:
 
-* A place that others than the caller decide about: a `runtime_dir` (one below /tmp is such), or a runsc, in RUNSC_PATH
+* A place that others than the caller decide about: a `runtime_dir` that they can replace, or a runsc, in RUNSC_PATH
   or found, that others can write or replace. Without a `runtime_dir` a private one is taken, below the artifact base.
 * What would stand in for a part of the launch: a `sandbox_id` that runsc could take for a flag or a path (it must
   be `[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}`), and a bind over the guest's own /proc or /dev.

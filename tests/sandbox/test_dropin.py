@@ -172,7 +172,7 @@ def test_starts_have_the_same_outcomes(host: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "error"),
     [
-        ("Sandbox(runtime_dir='/tmp/x')", "Error"),
+        ("Sandbox(runtime_dir=base + '/open/x')", "Error"),
         ("Sandbox(sandbox_id='_' + 64 * 'x')", "Error"),
         ("Sandbox(mounts=[Mount('/proc', base)])", "ValueError"),
         ("Sandbox(mounts=[Mount('/dev', base)])", "ValueError"),
@@ -180,6 +180,8 @@ def test_starts_have_the_same_outcomes(host: Path) -> None:
 )
 def test_what_is_refused_here(host: Path, text: str, error: str) -> None:
     """The exceptions that the documentation names: nothing runs."""
+    (host / "open").mkdir()
+    (host / "open").chmod(0o777)
     assert outcome(dropin, text, base=os.fspath(host)) == error
 
 
