@@ -23,7 +23,17 @@ from typing import IO, Any, Literal, Self, TypeVar, Unpack, overload
 from nucleus_gvisor.runtime.attendant import PATIENCE
 from nucleus_gvisor.runtime.audit import Record
 from nucleus_gvisor.runtime.bundle import HostPath
-from nucleus_gvisor.runtime.capture import CHUNK, DEVNULL, MAX_OUTPUT, PIPE, Capture, Data, Pipes, Redirection
+from nucleus_gvisor.runtime.capture import (
+    CHUNK,
+    DEVNULL,
+    MAX_OUTPUT,
+    PIPE,
+    Capture,
+    Data,
+    Pipes,
+    Redirection,
+    readable,
+)
 from nucleus_gvisor.runtime.errors import NoEventLoop, OutputLimit, SandboxGone, TimeoutExpired
 from nucleus_gvisor.runtime.request import (
     Environment,
@@ -166,6 +176,32 @@ async def _ready(fd: int, event: int, deadline: float | None) -> bool:
         loop.remove_reader(own)
         loop.remove_writer(own)
         os.close(own)
+
+
+async def _resumed(box: Sandbox, deadline: float | None) -> bool:
+    """As `Sandbox._await_resumed`."""
+    loop = asyncio.get_running_loop()
+    while (gate := box._gate) is not None:
+        waiter = loop.create_future()
+        with gate.use() as fd, box._process.use() as pidfd:
+            if fd < 0:
+                continue
+            if pidfd < 0:
+                break
+            own = [os.dup(fd), os.dup(pidfd)]
+            try:
+                for awaited in own:
+                    loop.add_reader(awaited, _set, waiter)
+                done, _ = await asyncio.wait([waiter], timeout=left(deadline))
+            finally:
+                for awaited in own:
+                    loop.remove_reader(awaited)
+                    os.close(awaited)
+            if not done:
+                return False
+            if readable(pidfd, time.monotonic()):
+                break
+    return True
 
 
 async def _copied(capture: Capture, until: int, deadline: float | None) -> bool:
@@ -500,6 +536,8 @@ class AsyncSandbox:
         """As `Sandbox._start`."""
         _see_asyncio()
         box = self._box
+        if not await _resumed(box, deadline):
+            return None
         words, command = box._send(args, pipes, env, cwd, user)
         try:
             in_time = await _ready(command.channel, select.POLLIN, deadline)

@@ -9,7 +9,7 @@ import signal as signals
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, NoReturn, Self
@@ -105,6 +105,10 @@ class SandboxProcess:
     def pidfd(self) -> int:
         """Descriptor that becomes readable when it ends; -1 once it was waited for."""
         return self._child.pidfd
+
+    def use(self) -> AbstractContextManager[int]:
+        """`pidfd`, which stays open within."""
+        return self._child.use()
 
     @property
     def achieved(self) -> str:

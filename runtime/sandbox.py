@@ -27,6 +27,7 @@ import io
 import json
 import os
 import re
+import select
 import signal as signals
 import stat
 import termios
@@ -54,6 +55,7 @@ from nucleus_gvisor.runtime.capture import (
     Pipes,
     Redirection,
     decoded,
+    milliseconds,
     readable,
 )
 from nucleus_gvisor.runtime.descriptor import Descriptor
@@ -488,6 +490,8 @@ class Sandbox:
         self._request = request(runtime_dir, sandbox_id, network, env, mounts, working_dir, **own)
         self._owner = os.getpid()
         self._paused = False
+        self._gate: Descriptor | None = None
+        """Of a sandbox that is paused: becomes readable when it goes on."""
         self._commands = weakref.WeakValueDictionary[int, GuestProcess[Any]]()
         place = _place_for_programs(self._request)
         self._program = f"{place}/{guest.NAME}"
@@ -815,6 +819,8 @@ class Sandbox:
         deadline: float | None,
     ) -> "GuestProcess[Any] | None":
         """The command, once it runs in the guest; None when `deadline` came first, and then it does not run."""
+        if not self._await_resumed(deadline):
+            return None
         words, command = self._send(args, pipes, env, cwd, user)
         try:
             # A client that was told to start a process and is not heard of is not waited for without end.
@@ -1050,14 +1056,47 @@ class Sandbox:
         return dict(event["data"])
 
     def pause(self) -> None:
-        """Stop every process of the guest where it is. Commands started meanwhile wait."""
-        self._ask("pause")
-        self._paused = True
+        """Stop every process of the guest where it is. Commands started meanwhile wait until it goes on, or ends."""
+        if self._gate is None:
+            self._gate = Descriptor(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        try:
+            self._ask("pause")
+            self._paused = True
+        finally:
+            if not self._paused:
+                self._open_gate()
 
     def resume(self) -> None:
         """Let them go on."""
         self._ask("resume")
         self._paused = False
+        self._open_gate()
+
+    def _open_gate(self) -> None:
+        gate, self._gate = self._gate, None
+        if gate is not None:
+            with gate.use() as fd:  # whoever waits at it has it open still
+                if fd >= 0:
+                    os.eventfd_write(fd, 1)
+            gate.close()
+
+    def _await_resumed(self, deadline: float | None) -> bool:
+        """Wait while it is paused, and lives; False when `deadline` came first."""
+        while (gate := self._gate) is not None:
+            with gate.use() as fd, self._process.use() as pidfd:
+                if fd < 0:
+                    continue
+                if pidfd < 0:
+                    break
+                poll = select.poll()
+                for awaited in (fd, pidfd):
+                    poll.register(awaited, select.POLLIN)
+                ready = poll.poll(milliseconds(deadline))
+                if any(number == pidfd for number, _ in ready):
+                    break
+                if not ready and deadline is not None and time.monotonic() >= deadline:
+                    return False
+        return True
 
     def checkpoint(self, directory: HostPath, *, leave_running: bool = False) -> None:
         """Write the guest, its memory and its files, to `directory` on the host, for `restore`; the sandbox then ends,
