@@ -64,6 +64,8 @@ class Watch:
         self._memory: float | None = None
         self._oom = -1
         self._file = ""
+        self._disk: float | None = None
+        self._store = ""
 
     def begin(self, limits: "dict[str, Any]", given: list[int]) -> None:
         """Watch `limits`; `given` has, where a cgroup has the memory, the file that tells whom the kernel killed."""
@@ -71,11 +73,12 @@ class Watch:
         self._end = now + limits.get("lifetime", float("inf"))
         self._memory = limits.get("memory")
         self._oom = given[0] if given else -1
+        self._disk, self._store = limits.get("disk"), limits.get("store", "")
         self._seen = now + BLIND
 
     def pause(self) -> float | None:
         """How long to wait for other things, in milliseconds."""
-        if self._memory is not None or self._oom >= 0:
+        if self._memory is not None or self._oom >= 0 or self._disk is not None:
             return GLANCE * 1000
         left = self._end - time.monotonic()
         return None if left == float("inf") else min(max(0.0, left * 1000), 1_000_000_000)
@@ -86,12 +89,37 @@ class Watch:
             return "lifetime"
         if self._oom >= 0 and _killed(self._oom):
             return "memory"
+        if self._disk is not None and self._stored() > self._disk:
+            return "disk"
         if self._memory is None:
             return ""
         size = self._size()
         if time.monotonic() > self._seen:  # rather no guest than one that nobody watches
             return "memory"
         return "memory" if size > self._memory else ""
+
+    def _stored(self) -> int:
+        """Bytes on disk of what lies in the layer's directory, and of what lay there: gVisor's file has no name."""
+        try:
+            where = os.stat(self._store).st_dev
+            paths = [f"{self._store}/{name}" for name in os.listdir(self._store)]
+        except OSError:
+            return 1 << 62  # rather no guest than one that nobody watches
+        for pid in (self._supervisor, *linux.children(self._supervisor)):
+            try:
+                paths += [f"/proc/{pid}/fd/{number}" for number in os.listdir(f"/proc/{pid}/fd") if int(number) > 2]
+            except OSError:
+                pass  # it has ended
+        found = {}
+        for path in paths:
+            try:
+                status = os.stat(path)
+            except OSError:
+                continue
+            nameless = not status.st_nlink or path.startswith(self._store)
+            if nameless and status.st_dev == where and status.st_mode & 0o170000 == 0o100000:
+                found[status.st_ino] = status.st_blocks * 512
+        return sum(found.values())
 
     def _size(self) -> int:
         children = linux.children(self._supervisor)

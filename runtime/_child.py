@@ -34,6 +34,8 @@ WAITING = b"ngv-before-exec"
 """The process's name until execve gives it another: a dead process still has its name, so that it can be told apart."""
 IMAGE = "image"
 """Where, below the container's directory, the files of a checkpoint are that is restored."""
+STORE = "store"
+"""Where, below the container's directory, the layer of a guest is that writes to disk."""
 PROGRAMS = "programs"
 """Where, below the container's directory, our own programs for the guest lie."""
 ANSWER_LIMIT = 1 << 16
@@ -197,6 +199,8 @@ def _locked(plan: Plan) -> tuple[int, dict[str, object]]:
         binds = [_clone(*bind) for bind in plan["binds"]]
         binds += [(_clone_file(path, identity), f"{IMAGE}/{name}") for path, identity, name in plan["image"]]
         place = _reopen(plan["place"], plan["place_identity"])
+        if plan["store"]:
+            binds.append((_clone_store(place), STORE))
         devices = [(_device(path), path) for path in plan["devices"] if os.path.exists(path)]
         whole_proc = linux.open_tree(linux.AT_FDCWD, b"/proc") if plan["host_root"] else -1
         step = "close the host's mounts"
@@ -353,6 +357,15 @@ def _clone_file(path: bytes, identity: tuple[int, int]) -> int:
     clone = linux.open_tree(source)
     os.close(source)
     linux.mount_setattr(clone, b"", set=CLOSED | linux.MOUNT_ATTR_RDONLY)
+    return clone
+
+
+def _clone_store(place: int) -> int:
+    """A detached mount of the one directory on disk that the supervisor may write."""
+    source = os.open(STORE, DIRECTORY, dir_fd=place)
+    clone = linux.open_tree(source)
+    os.close(source)
+    linux.mount_setattr(clone, b"", set=CLOSED)
     return clone
 
 

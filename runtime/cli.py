@@ -23,7 +23,7 @@ from nucleus_gvisor.runtime.bundle import OciBundle
 from nucleus_gvisor.runtime.capture import NAMES
 from nucleus_gvisor.runtime.errors import CannotExec, HookFailed, PoststartFailed, SandboxError
 from nucleus_gvisor.runtime.gvisor import GVisorRuntime, SandboxProcess
-from nucleus_gvisor.runtime.limits import Limits
+from nucleus_gvisor.runtime.limits import DISK_DEFAULT, Limits
 from nucleus_gvisor.runtime.options import (
     Audit,
     Confinement,
@@ -265,14 +265,25 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     add("--cpus", metavar="NUMBER", type=float, help="processors, 0.5 being half of one's time")
     add("--pids", metavar="NUMBER", type=int, help="processes and threads of the guest")
     add("--lifetime", metavar="SECONDS", type=_seconds, help="how long the sandbox may live")
+    add("--disk", metavar="BYTES", type=_size, help="what the guest may write to disk, with --writable=disk")
     add("--limits", choices=["required", "best_effort"], default="required", help="what cannot be enforced, a "
         "bundle's words that nobody keeps among it, fails (default), or goes without")  # fmt: skip
 
 
 def limits_of(given: argparse.Namespace) -> Limits:
     """The limits that the arguments mean."""
+    disk = given.disk
+    if getattr(given, "writable", None) == Writable.DISK:
+        disk = disk or DISK_DEFAULT
+    elif disk is not None:
+        raise BadArgument("--disk refused", step="Resolve", observed="no --writable=disk", expected="--writable=disk")
     return Limits(
-        memory=given.memory, cpus=given.cpus, pids=given.pids, lifetime=given.lifetime, enforcement=given.limits
+        memory=given.memory,
+        cpus=given.cpus,
+        pids=given.pids,
+        lifetime=given.lifetime,
+        disk=disk,
+        enforcement=given.limits,
     )
 
 
@@ -317,7 +328,7 @@ def _add_launch(parser: argparse.ArgumentParser, *, lives: bool = False) -> None
         root.add_argument("--bundle", metavar="DIR", type=Path, help="run this OCI bundle; it brings its own command")
     root.add_argument("--rootfs", metavar="DIR", type=Path, help="the guest's root (default: the host's programs)")
     add("--writable", nargs="?", const="memory", choices=[str(w) for w in Writable], help="let the guest write to its "
-        "root: to memory (default), or to the directory itself; also what a bundle's writable root means")  # fmt: skip
+        "root: in memory (default), on disk or in the directory itself; so a bundle's writable root")  # fmt: skip
     add("--platform", choices=[str(p) for p in Platform], default="auto", help="gVisor platform (default: auto)")
     add("--network", choices=[str(n) for n in NetworkMode], default="none", help="network (default: none)")
     if not lives:
@@ -569,6 +580,7 @@ def _sandbox_of(given: argparse.Namespace) -> Sandbox:
         cpus=limits.cpus,
         pids=limits.pids,
         lifetime=limits.lifetime,
+        disk=limits.disk,
         limits=limits.enforcement,
         rlimits=dict(given.rlimit),
         service=given.service,

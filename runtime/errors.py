@@ -143,6 +143,10 @@ class TooManyProcesses(SandboxGone):
     """The guest had more processes than its limit, and the sandbox ended of it."""
 
 
+class OutOfDisk(SandboxGone):
+    """The guest wrote more to its layer on disk than its limit, and the sandbox was ended."""
+
+
 class LifetimeExpired(SandboxGone, TimeoutExpired):
     """The sandbox lived as long as it may, and was ended."""
 

@@ -50,9 +50,10 @@ from nucleus_gvisor.runtime.options import (
     GVisorOciRunOptions,
     NetworkMode,
     StageMethod,
+    Writable,
     judge_id,
 )
-from nucleus_gvisor.runtime.paths import NAME_A_BASE, file_id, open_base
+from nucleus_gvisor.runtime.paths import NAME_A_BASE, file_id, make_directory, open_base
 from nucleus_gvisor.runtime.said import Said
 from nucleus_gvisor.runtime.steps import confine, exec_, fail, prepare, resolve, stage
 from nucleus_gvisor.runtime.streams import open_standard_descriptors
@@ -356,6 +357,16 @@ class Launch:
         self._judge_words(bundle)
         self._guest = self._look_at(bundle)
         self._judge_network(bundle)
+        if self._guest.writable is Writable.DISK:
+            prepare.require_disk(self.place.base, self.place.path)
+            if self.limits is None or self.limits.limits.disk is None:
+                raise BadArgument(
+                    "a layer on disk has to have a limit",
+                    step="Prepare",
+                    observed="none",
+                    expected="a limit `disk`, and an attendant that watches it",
+                    hint="Limits(disk=...)",
+                )
         if not self._in_place:
             name = f"{self.container_id}.{self.launch_id[:12]}"
             self.said = Said.made(self.options.debug_dir, name, self._identity)
@@ -460,6 +471,8 @@ class Launch:
         if self.record.path is None and self.record.problem is None:
             self._recorded(lambda: self._open_record(place))
         place.make()
+        if self._guest.writable is Writable.DISK:
+            make_directory(place.directory, _child.STORE)
         bundle = self._guest.bundle
         return {
             "directory": os.fsdecode(place.path).encode("utf-8", "backslashreplace").decode(),
@@ -602,6 +615,7 @@ class Launch:
             programs={} if self._programs is None else self._programs.files,
             said={} if self.said is None else self.said.descriptors,
             image=[] if self._image is None else list(self._image.files),
+            store=guest.writable is Writable.DISK,
         )
 
     def _with_programs(self, config: bytes, source: str) -> bytes:
@@ -645,12 +659,18 @@ class Launch:
             rootless=self.confined.rootless or None,
             # In a user namespace of its own the supervisor is not the host's root: its cgroups are not its to make.
             ignore_cgroups=True if locked else None,
-            overlay=None if release is None else runsc.overlay(release, self._guest.writable),
+            overlay=None if release is None else runsc.overlay(release, self._guest.writable, self._store),
             logs=() if self.said is None else self.said.arguments(self._flags),
             image=None if self._image is None else path + b"/" + _child.IMAGE.encode(),
             seccomp=self._seccomp,
         )
         return argv, runsc.environment(path + b"/runtime")
+
+    @property
+    def _store(self) -> str:
+        """The directory of a layer on disk, as runsc sees it."""
+        assert self.place is not None
+        return os.fsdecode(self.place.path + b"/" + _child.STORE.encode())
 
     @property
     def _flags(self) -> Collection[str]:
@@ -684,6 +704,7 @@ class Launch:
         if self.said is not None and self.said.kept:
             shown["debug"] = [os.fspath(path) for path in self.said.kept]
         assert self.limits is not None
+        self.limits.store = self._store
         if self.limits.limits.asked:
             self.limits.hold(self.confined.child.pid, self.place.directory, self.confined.platform or "")
         if self._seccomp:

@@ -11,6 +11,8 @@ refusal:
     pids        "cgroup"; or "rlimit" for all but the host's root: RLIMIT_NPROC, which the kernel (5.14) counts for each
                 user namespace apart, and the sandbox has its own.
     lifetime    "watch".
+    disk        "watch": the attendant adds up what the guest's layer takes on disk, as often. A quota of the kernel's
+                would need privilege, and a file system that has it.
 
 RLIMIT_AS is no limit for memory: the sentry reserves far more addresses than it uses. A limit ends the whole sandbox:
 gVisor's processes are the sentry's, and the host cannot take one and leave the rest.
@@ -42,7 +44,9 @@ PERIOD = 100_000
 """Microseconds over which processor time is counted."""
 PATIENCE = 10.0
 """Seconds after the supervisor's end for the kernel to end what was in the cgroup."""
-MEMORY, CPUS, PIDS_LIMIT, LIFETIME = "memory", "cpus", "pids", "lifetime"
+MEMORY, CPUS, PIDS_LIMIT, LIFETIME, DISK = "memory", "cpus", "pids", "lifetime", "disk"
+DISK_DEFAULT = 8 << 30
+"""Bytes of a layer on disk for which no limit was named."""
 _CONTROLLERS = {MEMORY: "memory", CPUS: "cpu", PIDS_LIMIT: "pids"}
 
 
@@ -54,6 +58,7 @@ class Limits:
     cpus: processors, 0.5 being half of one's time.
     pids: processes and threads of the guest.
     lifetime: seconds that the sandbox may live.
+    disk: bytes of what the guest writes to its root, where that goes to disk (`Writable.DISK`).
     enforcement: `required` fails the launch for a limit that cannot be enforced; with `best_effort` it goes on, and
         `achieved_limits` says "none"; `off` is not to be had.
     """
@@ -62,6 +67,7 @@ class Limits:
     cpus: float | None = None
     pids: int | None = None
     lifetime: float | None = None
+    disk: int | None = None
     enforcement: Enforcement = Enforcement.REQUIRED
 
     def __post_init__(self) -> None:
@@ -69,6 +75,7 @@ class Limits:
         _judge(CPUS, self.cpus, 0.01, 1 << 16)
         _judge(PIDS_LIMIT, self.pids, 1, 1 << 20)
         _judge(LIFETIME, self.lifetime, 0.001, 2_000_000)
+        _judge(DISK, self.disk, 1 << 20, 1 << 60)
         try:
             object.__setattr__(self, "enforcement", Enforcement(self.enforcement))
         except ValueError:
@@ -86,15 +93,17 @@ class Limits:
     @property
     def asked(self) -> tuple[str, ...]:
         """Names of the limits that there are."""
-        return tuple(name for name in (MEMORY, CPUS, PIDS_LIMIT, LIFETIME) if getattr(self, name) is not None)
+        return tuple(name for name in (MEMORY, CPUS, PIDS_LIMIT, LIFETIME, DISK) if getattr(self, name) is not None)
 
     @property
     def watched(self) -> bool:
         """Do they need an attendant, here."""
+        if self.disk is not None or self.lifetime is not None:
+            return True
         if self.memory is None:
-            return self.lifetime is not None
+            return False
         place = _places((MEMORY,)).get(MEMORY)
-        return self.lifetime is not None or place is None or not place.unified
+        return place is None or not place.unified
 
 
 def _bad(name: str, value: object, expected: str) -> BadArgument:
@@ -102,7 +111,7 @@ def _bad(name: str, value: object, expected: str) -> BadArgument:
 
 
 def _judge(name: str, value: Any, least: float, most: float) -> None:
-    whole = name in (MEMORY, PIDS_LIMIT)
+    whole = name in (MEMORY, PIDS_LIMIT, DISK)
     fits = isinstance(value, int) and not isinstance(value, bool) if whole else isinstance(value, int | float)
     if value is not None and not (fits and least <= value <= most):  # nan is not either
         raise _bad(name, value, f"{'a whole number' if whole else 'a number'} from {least} to {most}")
@@ -197,6 +206,8 @@ class Held:
     """Limit -> who enforces it; and of a bundle's fields likewise, by name."""
     of_bundle: tuple[str, ...] = ()
     """Those that the bundle asks for."""
+    store: str = ""
+    """The directory of the layer that is on disk."""
     _made: dict[str, _Place] = field(default_factory=dict)
     """The directory of each cgroup that was made."""
     _of: dict[str, str] = field(default_factory=dict)
@@ -296,7 +307,7 @@ class Held:
 
     def _next_best(self, limit: str) -> str:
         """Who can enforce a limit without a cgroup."""
-        if limit in (MEMORY, LIFETIME) and self.attended:
+        if limit in (MEMORY, LIFETIME, DISK) and self.attended:
             return "watch"
         if limit == CPUS and float(self.limits.cpus or 0).is_integer():
             return "affinity"
@@ -321,6 +332,8 @@ class Held:
     def watch(self) -> dict[str, Any]:
         """What the attendant is to look after."""
         watch = {name: getattr(self.limits, name) for name, how in self.achieved.items() if how == "watch"}
+        if DISK in watch:
+            watch["store"] = self.store
         path = self._of.get(MEMORY)
         # v1 kills one process. Without it the sentry may wait for ever, so somebody has to end the others.
         return watch if path is None or self._made[path].unified else {**watch, "oom": f"{path}/memory.oom_control"}

@@ -75,6 +75,8 @@ class Writable(StrEnum):
 
     MEMORY = "memory"
     """To a layer of that sandbox alone, in its memory; gone with it."""
+    DISK = "disk"
+    """The same, in a file without a name below the artifact base, which is on disk, up to `Limits.disk`."""
     HOST = "host"
     """To the directory itself, which is refused where others can write it too."""
 

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
 
+from nucleus_gvisor.model.errors import BadArgument
 from nucleus_gvisor.runtime.bounds import KEPT, RecordBounds
 from nucleus_gvisor.runtime.bundle import DEFAULT_ENV, HostPath, Mount, MountType, OciBundle
 from nucleus_gvisor.runtime.gvisor import GVisorRuntime
-from nucleus_gvisor.runtime.limits import Limits
+from nucleus_gvisor.runtime.limits import DISK_DEFAULT, Limits
 from nucleus_gvisor.runtime.options import (
     Audit,
     Confinement,
@@ -65,6 +66,7 @@ class OwnOptions(TypedDict, total=False):
     cpus: float | None
     pids: int | None
     lifetime: float | None
+    disk: int | None
     limits: Enforcement | str
     runsc: HostPath | None
     pin: str | None
@@ -144,6 +146,7 @@ def request(
     cpus: float | None = None,
     pids: int | None = None,
     lifetime: float | None = None,
+    disk: int | None = None,
     limits: Enforcement | str = Enforcement.REQUIRED,
     runsc: HostPath | None = None,
     pin: str | None = None,
@@ -163,6 +166,10 @@ def request(
         raise ValueError("working_dir and cwd are the same: give one of them")
     start = directory(working_dir, "working_dir") if cwd is None else directory(cwd, "cwd")
     asked = _mounts(mounts)
+    if disk is None and where is Writable.DISK:
+        disk = DISK_DEFAULT
+    elif disk is not None and where is not Writable.DISK:
+        raise BadArgument("disk refused", step="Resolve", observed=f"writable {writable}", expected="writable='disk'")
     how = {
         "rootfs": rootfs,
         "mounts": [*asked, *_scratch(start, asked)],
@@ -191,7 +198,7 @@ def request(
         user_of(user),
         GVisorRuntime.searching() if runsc is None else GVisorRuntime.with_path(os.path.abspath(os.fsdecode(runsc))),
         options,
-        Limits(memory=memory, cpus=cpus, pids=pids, lifetime=lifetime, enforcement=limits),  # type: ignore[arg-type]
+        Limits(memory=memory, cpus=cpus, pids=pids, lifetime=lifetime, disk=disk, enforcement=limits),  # type: ignore[arg-type]
         how,
     )
 

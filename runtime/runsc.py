@@ -190,22 +190,24 @@ def _require_kvm() -> None:
         )
 
 
-def overlay(release: Release, writable: Writable | None) -> str | None:
+def overlay(release: Release, writable: Writable | None, store: str = "") -> str | None:
     """The value for --overlay2, which is passed whatever the release's default, for it changed; None where there is no
     such flag, and so nothing but what it would have to ask for. Unsupported where the release lacks what is asked for.
 
-    `writable` is None for a root that is read-only.
+    `writable` is None for a root that is read-only; `store` is the directory of a layer on disk.
     """
     if "overlay2" not in release.flags:
-        if writable is Writable.MEMORY:
+        if writable in (Writable.MEMORY, Writable.DISK):
             raise Unsupported(
-                "this runsc cannot keep a guest's writes in memory",
+                f"this runsc cannot keep a guest's writes in a layer ({writable})",
                 step="Confine",
                 observed=f"release {release.version} without --overlay2",
                 expected="release 20221107 or later",
                 hint="use a newer runsc, or leave the root read-only",
             )
         return None
+    if writable is Writable.DISK:
+        return f"root:dir={store}" if "dir=" in release.flags["overlay2"] else f"root:{store}"
     return "root:memory" if writable is Writable.MEMORY else "none"
 
 

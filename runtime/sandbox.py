@@ -64,6 +64,7 @@ from nucleus_gvisor.runtime.errors import (
     CopyFailed,
     GuestFailed,
     LifetimeExpired,
+    OutOfDisk,
     OutOfMemory,
     Output,
     OutputLimit,
@@ -75,7 +76,7 @@ from nucleus_gvisor.runtime.errors import (
 )
 from nucleus_gvisor.runtime.gvisor import GVisorRuntime, SandboxProcess
 from nucleus_gvisor.runtime.launch import Programs
-from nucleus_gvisor.runtime.limits import MEMORY, PIDS_LIMIT, Limits
+from nucleus_gvisor.runtime.limits import DISK, MEMORY, PIDS_LIMIT, Limits
 from nucleus_gvisor.runtime.options import Confinement, Enforcement, GVisorOciRunOptions, NetworkMode, Writable
 from nucleus_gvisor.runtime.request import (
     AnyMount,
@@ -380,6 +381,8 @@ def _limit_met(name: str, limits: Limits, out: Output, err: Output) -> SandboxGo
     error: SandboxGone
     if name == MEMORY:
         error = OutOfMemory(f"the sandbox used more than {asked} bytes of memory, and was ended")
+    elif name == DISK:
+        error = OutOfDisk(f"the guest wrote more than {asked} bytes to disk, and the sandbox was ended")
     elif name == PIDS_LIMIT:
         error = TooManyProcesses(f"the guest had more than {asked} processes, and the sandbox ended of it")
     else:
@@ -453,7 +456,8 @@ class Sandbox:
 
     And ours: `rootfs`, the guest's root on the host (the host's own programs, read-only, without it), and `writable`,
     may the guest write to its root: False, "memory" or True (to a layer of this sandbox alone, which is gone with it),
-    or "host" (to `rootfs` itself, refused where others can write it). Nothing of ours is ever made in it. `user` of the
+    "disk" (the same, in a file below `runtime_dir`, which must be on disk, up to `disk` bytes), or "host" (to `rootfs`
+    itself, refused where others can write it). Nothing of ours is ever made in it. `user` of the
     guest's processes, as UID, (UID, GID) or "UID:GID"; `hostname`; `rlimits` as in `OciBundle.build`; `runsc`, the
     binary to use, and `pin`, its SHA-256; `platform`, `confinement`, `enforcement`, `record`, `audit`,
     `keep_records` and `debug_dir` as in `GVisorOciRunOptions`; and limits of the whole sandbox, as in `Limits`:

@@ -198,6 +198,7 @@ def plan(
     programs: Mapping[str, bytes],
     said: Mapping[str, int],
     image: list[tuple[bytes, tuple[int, int], str]],
+    store: bool,
 ) -> dict[str, Any]:
     """The child's plan as marshal data, every key that `_child` reads."""
     return {
@@ -224,6 +225,7 @@ def plan(
         "said": dict(said),
         "image": image,
         "signal_scope": options.signal_scope is Enforcement.REQUIRED,
+        "store": store,
         "questions": [],
         "trial": None,
     }

@@ -5,7 +5,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nucleus_gvisor.model.errors import BadBundle, LaunchError, Refused
+from nucleus_gvisor.model.errors import BadBundle, LaunchError, Refused, Unsupported
 from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime import cleanup
 from nucleus_gvisor.runtime.bundle import OciBundle
@@ -184,6 +184,28 @@ def _judge_written(rootfs: bytes | None) -> None:
             expected=f"owner root or uid {identity.uid}, not writable by group or others",
             hint="let its writes go to memory, or use a copy of your own",
         )
+
+
+def require_disk(fd: int, path: bytes) -> None:
+    """Unsupported where a directory is in memory, or could not be named to runsc: nothing large is to be kept there."""
+    kind = _file_system(fd)
+    if kind in ("tmpfs", "ramfs", "hugetlbfs", "devtmpfs") or set(path) & set(b":,"):
+        raise Unsupported(
+            "no place on disk for what the guest writes",
+            step="Prepare",
+            path=path,
+            observed=f"{kind}, which is memory" if kind else "a file system that is not told",
+            expected="an artifact base on disk, with no : or , in its path",
+            hint="name one: runtime_dir=, artifact_base= or --artifact-base",
+        )
+
+
+def _file_system(fd: int) -> str:
+    """The kind of file system that `fd` is on, proc(5)."""
+    with open(f"/proc/self/fdinfo/{fd}") as file:
+        (mount,) = (line.split()[1] for line in file if line.startswith("mnt_id:"))
+    with open("/proc/self/mountinfo", errors="surrogateescape") as file:
+        return next((line.partition(" - ")[2].split()[0] for line in file if line.split()[0] == mount), "")
 
 
 def no_place(target: str, directory: bytes, place: bytes, is_directory: bool) -> BadBundle:

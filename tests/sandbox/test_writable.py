@@ -12,7 +12,9 @@ from nucleus_gvisor.runtime import (
     Enforcement,
     GVisorOciRunOptions,
     GVisorRuntime,
+    Limits,
     OciBundle,
+    OutOfDisk,
     Platform,
     Refused,
     Sandbox,
@@ -22,6 +24,7 @@ from nucleus_gvisor.runtime import (
     run,
     runsc,
 )
+from nucleus_gvisor.runtime.sandbox import limited
 from nucleus_gvisor.runtime.steps import confine, prepare
 from nucleus_gvisor.runtime.supervisor import Supervisor
 from tests.e2e import launching
@@ -57,7 +60,7 @@ LAYER = f"""{TREE}
 make()
 mounts = [*{PROGRAMS!r}, "/etc/hostname:/etc/inner/name", "tmpfs:/scratch"]
 before = tree()
-for writable in (False, True, "memory"):
+for writable in (False, True, "memory", "disk"):
     done = run(
         ["sh", "-c", "cat /etc/mark; test -s /etc/inner/name && echo x >/scratch/x; echo x >/out/x && cat /out/x"],
         rootfs=root, mounts=mounts, working_dir="/not/there", writable=writable, **options,
@@ -86,7 +89,7 @@ print(open(os.path.join(root, "out/x")).read().split(), sorted(path for path, *_
 """
 LEFT = f"""{TREE}
 make()
-box = Sandbox(rootfs=root, mounts={PROGRAMS!r}, writable=True, **options)
+box = Sandbox(rootfs=root, mounts={PROGRAMS!r}, writable=sys.argv[3], **options)
 before = tree()
 box.exec("sh", "-c", "echo secret >/out/x")
 print("{launching.READY}", flush=True)
@@ -100,7 +103,9 @@ def test_a_layer_of_its_own(caller: Caller) -> None:
     assert done.returncode == 0, done.stderr
     kept = ["read-only 2 ['here'] True", "read-only [] True", "True"]
     layer = ["memory 0 ['herex'] True", "memory ['x'] True", "True"]
-    assert done.stdout.splitlines() == [*kept, *layer, *layer, "True"]
+    on_disk = [line.replace("memory", "disk") for line in layer]
+    assert done.stdout.splitlines() == [*kept, *layer, *layer, *on_disk, "True"]
+    assert sorted(path.name for path in caller.mode.base.iterdir()) == ["locks", "records", "tree"]
 
 
 def test_the_directory_itself(caller: Caller) -> None:
@@ -110,11 +115,11 @@ def test_the_directory_itself(caller: Caller) -> None:
     assert done.stdout.splitlines() == ["host 0 ", f"['run', 'box'] ['{caller.mode.base}/tree/out/x']"]
 
 
-def test_an_owner_that_is_killed(caller: Caller) -> None:
-    """Nothing of ours, and of the guest's, lies in the directory then either."""
-    process = caller.mode.popen(
-        [caller.mode.python, "-c", LEFT, os.fspath(caller.runsc), caller.pin or ""], stdin=-1, text=True
-    )
+@pytest.mark.parametrize("writable", ["memory", "disk"])
+def test_an_owner_that_is_killed(caller: Caller, writable: str) -> None:
+    """Nothing of ours, and of the guest's, lies in the directory then either, nor anywhere on the disk."""
+    argv = [caller.mode.python, "-c", LEFT, os.fspath(caller.runsc), caller.pin or "", writable]
+    process = caller.mode.popen(argv, stdin=-1, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == launching.READY + "\n"
     below = launching.descendants(process.pid)
@@ -122,9 +127,64 @@ def test_an_owner_that_is_killed(caller: Caller) -> None:
     process.communicate()
     assert launching.gone(below) == {}
     tree = caller.mode.base / "tree"
+    stores = list(caller.mode.base.glob("*/store"))
+    assert len(stores) == (writable == "disk")
+    assert [path for store in stores for path in store.iterdir()] == []
     assert sorted(os.fspath(path.relative_to(tree)) for path in tree.rglob("*")) == [
         "dev", "etc", "etc/mark", "out", "proc", "tmp",
     ]  # fmt: skip
+
+
+def test_a_layer_on_disk_has_a_limit(make: MakeSandbox, base: Path) -> None:
+    """Whoever writes more ends with it; what was written counts, and not how often."""
+    (base / "tree").mkdir()
+    more: Options = {"rootfs": base / "tree", "mounts": PROGRAMS, "writable": "disk"}
+    box = make(**more, disk=32 << 20)
+    assert box.achieved_limits == {"disk": "watch"}
+    for _ in range(4):
+        box.exec("sh", "-c", "head -c 10000000 /dev/zero >/x")
+    with pytest.raises(OutOfDisk, match=str(32 << 20)):
+        box.exec("sh", "-c", "head -c 100000000 /dev/zero >/y; sleep 60")
+    with pytest.raises(BadArgument, match="writable='disk'"):
+        make(disk=1 << 30)
+
+
+def test_a_layer_on_disk_is_no_memory(base: Path) -> None:
+    """A base that is in memory, or that no flag can name, is refused."""
+    for folder, path, text in (("/dev/shm", b"/base", "tmpfs"), (os.fspath(base), b"/a:b", ": or ,")):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            with pytest.raises(Unsupported, match=text):
+                prepare.require_disk(fd, path)
+        finally:
+            os.close(fd)
+
+
+def test_a_layer_on_disk_is_kept_by_a_checkpoint(new_options: Options, base: Path) -> None:
+    """And goes on as one."""
+    (base / "tree").mkdir()
+    options: Options = {**new_options, "rootfs": base / "tree", "mounts": PROGRAMS, "writable": "disk"}
+    with Sandbox(**options) as box:
+        box.write_file("/x", b"kept")
+        box.checkpoint(base / "image")
+    with Sandbox.restore(base / "image", **options) as box:
+        assert (box.read_file("/x"), box.achieved_root) == (b"kept", "disk")
+    assert list((base / "tree").iterdir()) == []
+
+
+def test_the_command_line_names_a_layer(first: Caller) -> None:
+    """`--writable=disk` has a limit in any case, and `--disk` is nothing without it."""
+    tree = first.mode.base / "tree"
+    tree.mkdir()
+    flags = ["--json", "--rootfs", os.fspath(tree), *(word for bind in PROGRAMS for word in ("--mount", bind))]
+    for writable in ("--writable", "--writable=disk"):
+        done = first.run(*flags, writable, command=["sh", "-c", "echo x >/x && cat /x"])
+        assert done.stdout.startswith("x\n"), done.stderr
+        told = launching.summary(done)
+        on_disk = writable.endswith("disk")
+        assert (told["root"], told["limits"]) == (("disk", {"disk": "watch"}) if on_disk else ("memory", {}))
+    assert first.run(*flags, "--disk", "1G", command=["true"]).returncode == 125
+    assert list(tree.iterdir()) == []
 
 
 def test_nothing_is_made_in_a_bind(make: MakeSandbox, base: Path) -> None:
@@ -167,7 +227,7 @@ def test_directories_that_the_guest_may_not_write(new_options: Options, base: Pa
     assert len(os.listdir("/proc/self/fd")) == before
     with pytest.raises(BadBundle, match="no rootfs"):
         run(["true"], writable="host", **new_options)
-    with pytest.raises(BadArgument, match="memory, host"):
+    with pytest.raises(BadArgument, match="memory, disk, host"):
         run(["true"], writable="elsewhere", **new_options)
     assert sorted(path.name for path in root.iterdir()) == ["dev", "proc", "tmp"]
 
@@ -193,7 +253,12 @@ def test_what_a_bundles_writable_root_means(release: object, writable: Writable,
         (root / name).mkdir(parents=True)
     bundle = OciBundle.build(["/bin/sh", "-c", "echo x >/x"], rootfs=root, mounts=PROGRAMS, readonly=False)
     launch = GVisorOciRunOptions(platform=Platform.AUTO, artifact_base=options["runtime_dir"], writable=writable)
-    with GVisorRuntime.with_path(options["runsc"]).spawn("bundled", bundle, launch) as process:
+    runtime = GVisorRuntime.with_path(options["runsc"])
+    if writable is Writable.DISK:
+        with pytest.raises(BadArgument, match="has to have a limit"):
+            runtime.spawn("bundled", bundle, launch)
+    limits = Limits(disk=1 << 30 if writable is Writable.DISK else None)
+    with limited(limits, runtime, "bundled", bundle, launch, (0, 1, 2)) as process:
         assert process.wait() == 0
     assert (root / "x").exists() == (writable is Writable.HOST)
     assert process.achieved_root == writable
@@ -221,8 +286,9 @@ def test_a_release_without_the_flag() -> None:
     """What it cannot do is refused, and what it does anyway is not asked for."""
     release = runsc.Release("20220101.0", "", (), "")
     assert runsc.overlay(release, None) is runsc.overlay(release, Writable.HOST) is None
-    with pytest.raises(Unsupported, match="in memory"):
-        runsc.overlay(release, Writable.MEMORY)
+    for writable in (Writable.MEMORY, Writable.DISK):
+        with pytest.raises(Unsupported, match=f"in a layer .{writable}"):
+            runsc.overlay(release, writable)
 
 
 @pytest.mark.parametrize(
