@@ -214,7 +214,7 @@ def test_an_impostor_is_told(base: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """What does not run our code ends the launch, and is not taken for a confinement that does not hold."""
     false = script(base / "python3", "exit 0")
     monkeypatch.setattr(interpreter, "find", lambda: str(false))
-    plan: dict[str, Any] = {"stdio": [], "images": {}, "attendant": None}
+    plan: dict[str, Any] = {"stdio": [], "images": {}, "said": {}, "attendant": None}
     with pytest.raises(StepFailed, match="no child process") as caught:
         Supervisor.start(plan, fresh=True)
     assert "did not run our code" in str(caught.value.observed)
