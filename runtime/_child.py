@@ -36,6 +36,8 @@ IMAGE = "image"
 """Where, below the container's directory, the files of a checkpoint are that is restored."""
 STORE = "store"
 """Where, below the container's directory, the layer of a guest is that writes to disk."""
+IMAGE_NAME = "memfd:runsc"
+"""What a launch's root has at the place that a staged image's name in /proc/self/exe names."""
 PROGRAMS = "programs"
 """Where, below the container's directory, our own programs for the guest lie."""
 ANSWER_LIMIT = 1 << 16
@@ -405,7 +407,7 @@ def _keep_whole_proc(proc: int, work: int) -> None:
 
 
 def _own_root(path: bytes, place: int, devices: list[tuple[int, bytes]]) -> int:
-    """Have a root with nothing in it but /proc, a /dev of its own, and empty directories; the host's is detached.
+    """Have a root with nothing in it but /proc, a /dev of its own, and what is empty; the host's is detached.
 
     What lies at `place` on the host meanwhile covers nothing that is used. Returns the root's descriptor.
     """
@@ -415,6 +417,11 @@ def _own_root(path: bytes, place: int, devices: list[tuple[int, bytes]]) -> int:
     os.close(place)
     for name in ("proc", "dev", "tmp"):
         os.mkdir(name, 0o755, dir_fd=root)
+    # A runsc whose sandbox does not start looks whether others could execute its file, by the name that a memfd has in
+    # /proc/self/exe, and would say that this is not there instead of why.
+    file = os.open(IMAGE_NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o500, dir_fd=root)
+    os.fchmod(file, 0o555)
+    os.close(file)
     onto = os.open("proc", DIRECTORY, dir_fd=root)
     linux.move_mount(proc, onto)
     os.close(onto)

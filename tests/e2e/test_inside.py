@@ -130,7 +130,7 @@ def test_host_files_cannot_be_reached(mode: Mode, seen: Report) -> None:
     reach = seen["reach"]
     assert {reach[name] for name in ("/etc/shadow", "/etc/passwd", "secret", "/..")} == {"ENOENT"}
     place = os.path.dirname(seen["env"]["TMPDIR"])
-    assert sorted(seen["root directory"]) == sorted({"dev", "proc", "tmp", place.split("/")[1]})
+    assert sorted(seen["root directory"]) == sorted({"dev", "memfd:runsc", "proc", "tmp", place.split("/")[1]})
 
 
 def test_no_other_process_can_be_reached(seen: Report) -> None:
