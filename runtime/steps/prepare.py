@@ -2,8 +2,9 @@
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from nucleus_gvisor.model.errors import BadBundle, LaunchError, Refused, Unsupported
 from nucleus_gvisor.runtime import _linux as linux
@@ -114,6 +115,7 @@ def look_at_bundle(bundle: OciBundle, writable: Writable = Writable.MEMORY, *own
         for index, mount in enumerate(config.get("mounts") or [])
     ]
     cwd = str(config["process"]["cwd"])
+    _judge_in_memory(cwd, points, config.get("mounts") or [])
     if bundle.rootfs is None:
         places = [(point.target, point.is_directory) for point in points]
         places += [(target, True) for target in (*own, cwd) if target.strip("/.")]
@@ -208,6 +210,37 @@ def _file_system(fd: int) -> str:
         return next((line.partition(" - ")[2].split()[0] for line in file if line.split()[0] == mount), "")
 
 
+def _judge_in_memory(cwd: str, points: list[_Point], mounts: Sequence[Mapping[str, Any]]) -> None:
+    """BadBundle for a working directory in a tmpfs, where nothing is yet but what is mounted there."""
+    around = _around(cwd, points)
+    if around is None or around.source is not None or around.target.rstrip("/") == "/dev":
+        return
+    inside = [point for point in points if (point.target + "/").startswith(cwd.rstrip("/") + "/")]
+    if mounts[points.index(around)].get("type") == "tmpfs" and not inside:
+        raise BadBundle(
+            f"no working directory in the guest: {cwd}",
+            step="Prepare",
+            observed=f"missing: {around.target} is a tmpfs, and empty when the guest starts",
+            expected="a directory that is there",
+            hint="choose another, mount a directory there, or have the guest's program make it",
+        )
+
+
+def _judge_kind(target: str, path: bytes, is_directory: bool) -> None:
+    """BadBundle unless what is there is of the kind that runsc needs there."""
+    # SAFETY: by path, and only for the sake of the error: runsc refuses what does not fit as well.
+    if stat.S_ISDIR(os.stat(path, follow_symlinks=False).st_mode) != is_directory:
+        wanted, found = ("a directory", "a file") if is_directory else ("a file", "a directory")
+        raise BadBundle(
+            f"{target} of the guest is {found}",
+            step="Prepare",
+            path=path,
+            observed=found,
+            expected=f"{wanted}, as what is mounted there, or the working directory, is",
+            hint="name another place in the guest",
+        )
+
+
 def no_place(target: str, directory: bytes, place: bytes, is_directory: bool) -> BadBundle:
     """The error for a place of the guest that runsc would have to make in the caller's directory."""
     return BadBundle(
@@ -261,6 +294,8 @@ def _missing(
             raise no_place(target, directory.path, place, is_directory)
         if not there:
             missing.append((os.fsdecode(place), is_directory))
+        else:
+            _judge_kind(target, os.path.join(directory.path, place.lstrip(b"/")), is_directory)
     for target in by_sentry:
         around = _around(target, points)
         directory = root if around is None else around.source
