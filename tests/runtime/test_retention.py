@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -409,6 +410,34 @@ def test_a_batch_is_a_line(base: Path) -> None:
         leave(base, number)
     retention.prune(RecordBounds(count=1), base)
     assert len((base / "records" / LEDGER).read_bytes().splitlines()) == 2 and len(ledger(base)) == BATCH + 2
+
+
+def test_what_cannot_be_told_stays(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock that cannot be seen, a line without end, a file that took the record's place, a line written in part."""
+    path = leave(base, 1)
+    (base / "locks").touch()
+    assert retention.prune(RecordBounds(count=1, size=1), base) == []
+    (base / "locks").unlink()
+    whole = path.read_bytes()
+    path.write_bytes(seeded(b"x" * (3 << 20)))
+    assert retention.prune(RecordBounds(size=1), base) == []
+    path.write_bytes(whole)
+    write, write_down = os.write, Store._write_down
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda fd, data: write(fd, data[:-9]))
+        with pytest.raises(StepFailed, match=LEDGER):
+            retention.prune(RecordBounds(size=1), base)
+    assert (base / "records" / LEDGER).read_bytes() == b"" and path.exists()
+    with monkeypatch.context() as patch:
+
+        def swapped(store: Store, *args: Any) -> None:
+            write_down(store, *args)
+            path.rename(base / "was")
+            path.write_bytes(whole)
+
+        patch.setattr(Store, "_write_down", swapped)
+        retention.prune(RecordBounds(size=1), base)
+    assert path.read_bytes() == whole
 
 
 # ---- launches that need none ----
