@@ -66,7 +66,7 @@ def test_cwd_is_working_dir() -> None:
     assert request(cwd="tmp").working_dir == request(working_dir="tmp").working_dir == "/tmp"
     with pytest.raises(ValueError, match="give one"):
         request(cwd="/tmp", working_dir="/usr")
-    with pytest.raises(ValueError, match="cwd is empty"):
+    with pytest.raises(ValueError, match="cwd cannot be empty"):
         request(cwd=" ")
 
 
