@@ -40,6 +40,8 @@ IMAGE_NAME = "memfd:runsc"
 """What a launch's root has at the place that a staged image's name in /proc/self/exe names."""
 PROGRAMS = "programs"
 """Where, below the container's directory, our own programs for the guest lie."""
+AS_ANOTHER = b"the sandbox runs as another user"
+"""What is added to the words of a trial whose sandbox does."""
 ANSWER_LIMIT = 1 << 16
 ANSWER_SECONDS = 10
 CLOSED = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_NOEXEC
@@ -82,6 +84,7 @@ def main(plan: Plan, link: int) -> None:
         attendant = set() if plan["attendant"] is None else {plan["attendant"]}
         linux.close_all_but({link, *attendant, *plan["images"].values(), *plan["said"].values()})
         step = plan["confinement"] or "off"
+        plan["link"] = link
         image, evidence = _CONFINE[plan["confinement"]](plan)
         status = os.fstat(image)
         evidence["image"] = [status.st_dev, status.st_ino]
@@ -189,6 +192,8 @@ def restrict(allow: list[tuple[bytes, tuple[int, int]]]) -> None:
 def _locked(plan: Plan) -> tuple[int, dict[str, object]]:
     """The private, locked mount namespace. Spec: GVisorRuntime!ConfineLocked."""
     step = "private mount namespace"
+    # Only an outermost root, not one of a namespace that this process makes: nobody else could write its map.
+    is_root = privileged() and os.geteuid() == os.getegid() == 0
     try:
         if privileged():
             linux.unshare(linux.CLONE_NEWNS)
@@ -227,7 +232,10 @@ def _locked(plan: Plan) -> tuple[int, dict[str, object]]:
         image = _attach(work, plan, binds)
         os.close(work)
         step = "lock"
-        enter_user_namespace(linux.CLONE_NEWNS | linux.CLONE_NEWIPC | (linux.CLONE_NEWNET if plan["network"] else 0))
+        more = linux.CLONE_NEWNS | linux.CLONE_NEWIPC | (linux.CLONE_NEWNET if plan["network"] else 0)
+        # SAFETY: all ids only where neither their files nor their processes can be reached.
+        wide = is_root and linux.landlock_has_scope()
+        plan["ids"] = "all" if enter_user_namespace(more, plan["link"] if wide else None) else "one"
         if plan["set"]:
             image = _again_here(image, plan["place"] + b"/set/runsc")
         if plan["network"]:
@@ -256,7 +264,7 @@ def _scope(plan: Plan) -> list[dict[str, str]]:
         try:
             linux.landlock_scope()
         except OSError:
-            if plan["signal_scope"]:
+            if plan["signal_scope"] or plan["ids"] == "all":
                 raise
             return []
         return [_no_signal(plan["parent"]), _no_connection(listener.getsockname())]
@@ -294,15 +302,24 @@ def privileged() -> bool:
     return any(line.startswith(b"CapEff:") and int(line.split()[1], 16) >> 21 & 1 for line in lines)
 
 
-def enter_user_namespace(more: int) -> None:
-    """A user namespace (and those in `more`) in which the caller's ids are root's and no other id exists."""
+def enter_user_namespace(more: int, link: int | None = None) -> bool:
+    """A user namespace (and those in `more`) in which the caller's ids are root's and no other id exists.
+
+    Or one with all ids that there are outside, the same inside: where the parent, who alone may, maps them when it is
+    asked on `link`. Did it.
+    """
     uid, gid = os.geteuid(), os.getegid()
     linux.unshare(linux.CLONE_NEWUSER | more)
+    if link is not None:
+        _send(link, ("map",))
+        if _receive(link) == ("mapped", True):
+            return True
     # user_namespaces(7): without CAP_SETGID outside, gid_map may be written only once setgroups is denied.
     if _read(b"/proc/self/setgroups").strip() != b"deny":
         _write(b"/proc/self/setgroups", b"deny")
     _write(b"/proc/self/uid_map", b"0 %d 1" % uid)
     _write(b"/proc/self/gid_map", b"0 %d 1" % gid)
+    return False
 
 
 def _read(path: bytes) -> bytes:
@@ -691,6 +708,7 @@ def _prove(plan: Plan) -> dict[str, object]:
         "canaries": canaries,
         "undo": "EPERM",
         "mounts": mounts,
+        "ids": plan["ids"],
         "scope": "signals+abstract" if plan["scoped"] else "none",
         "user_namespace": os.readlink("/proc/self/ns/user"),
         "mount_namespace": os.readlink("/proc/self/ns/mnt"),
@@ -753,7 +771,7 @@ def _unescaped(point: bytes) -> bytes:
 
 
 def ask(
-    image: int, questions: list[list[bytes]], env: dict[bytes, bytes], trial: list[bytes] | None = None
+    image: int, questions: list[list[bytes]], env: dict[bytes, bytes], trial: list[bytes] | None = None, tries: int = 20
 ) -> list[tuple[int, bytes]]:
     """Run the image with each argv, where it is confined; (wait status, output) of each, bounded in time and size.
 
@@ -786,36 +804,50 @@ def ask(
             started.append((pid, reader))
             os.close(writer)
         end = time.monotonic() + ANSWER_SECONDS
-        if trial:
-            _end_with_its_sandbox(*started[-1], end)
-        return [_answer(pid, reader, end) for pid, reader in started]
+        seen = _end_with_its_sandbox(*started[-1], end) if trial else b""
+        answers = [_answer(pid, reader, end) for pid, reader in started]
+        if seen is None and b"waiting for sandbox to start" in answers[-1][1] and tries > 1:
+            # It was executed, and had ended before it could be looked at: the machine is busy.
+            answers[-1:] = ask(image, [], env, trial, tries - 1)
+        elif seen:
+            answers[-1] = (answers[-1][0], answers[-1][1] + seen)
+        return answers
     except BaseException:
         for pid, _ in started:  # nothing of a launch outlives its failure
             _end(pid)
         raise
 
 
-def _end_with_its_sandbox(pid: int, reader: int, end: float) -> None:
-    """Kill runsc, and all below it, once it has executed its sandbox; or do nothing, once it has ended."""
+def _end_with_its_sandbox(pid: int, _reader: int, end: float) -> bytes | None:
+    """Kill runsc, and all below it, once it has executed its sandbox; or do nothing, once it has ended.
+
+    AS_ANOTHER when it runs that as another user than this, who cannot enter the launch's own directory; None when it
+    was not seen.
+    """
     import select
 
+    seen = None
     pidfd = os.pidfd_open(pid)
     try:
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
         while not poll.poll(1) and time.monotonic() < end:
-            if any(b"\0boot\0" in _arguments(child) for child in linux.children(pid)):
+            if boots := [child for child in linux.children(pid) if b"\0boot\0" in _about(child, b"cmdline")]:
+                status = _about(boots[0], b"status")
+                if status:
+                    seen = b"" if b"\nUid:\t%d\t" % os.geteuid() in status else AS_ANOTHER
                 break
         linux.kill_with_all_below(pid, pidfd)
     except ProcessLookupError:
         pass  # it has ended
     finally:
         os.close(pidfd)
+    return seen
 
 
-def _arguments(pid: int) -> bytes:
+def _about(pid: int, name: bytes) -> bytes:
     try:
-        return _read(b"/proc/%d/cmdline" % pid)
+        return _read(b"/proc/%d/%s" % (pid, name))
     except OSError:
         return b""  # it has ended
 

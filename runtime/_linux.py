@@ -532,3 +532,13 @@ def landlock_scope() -> None:
         _syscall("landlock_restrict_self", ruleset, 0)
     finally:
         os.close(ruleset)
+
+
+def landlock_has_scope() -> bool:
+    """Could `landlock_scope` be had."""
+    attr = _RulesetAttr(0, 0, LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET | LANDLOCK_SCOPE_SIGNAL)
+    try:
+        os.close(_syscall("landlock_create_ruleset", ctypes.byref(attr), ctypes.sizeof(attr), 0))
+    except OSError:
+        return False
+    return True

@@ -312,8 +312,9 @@ class OciBundle:
             OciBundle.build(["python3", "-c", "print(6*7)"], mounts=["/data:/data:ro"], rlimits={"RLIMIT_NOFILE": 256})
 
         `rootfs` is an absolute host directory; without it the guest sees the host's HOST_DIRECTORIES read-only (they
-        are looked up now). `/proc`, `/dev` and a tmpfs `/tmp` are always there; a mount at one of the other default
-        targets takes its place. `env` is the whole environment, DEFAULT_ENV when None. `rlimits` maps `RLIMIT_*` to
+        are looked up now). `/proc`, `/dev` and a tmpfs at `/dev/shm` and `/tmp` are always there; a mount at one of the
+        other default targets takes its place.
+        `env` is the whole environment, DEFAULT_ENV when None. `rlimits` maps `RLIMIT_*` to
         one limit or to (soft, hard). Raises BadArgument for what cannot be passed on: NUL, not UTF-8, one string of
         128 KiB, 2 MiB of strings together, an option out of range (OCI runtime-spec, Process).
         """
@@ -447,6 +448,7 @@ def _pseudo() -> list[Mount]:
     return [
         Mount(target="/proc", type=MountType.PROC, readonly=False, options=("nosuid", "noexec", "nodev")),
         Mount.tmpfs("/dev", options=("nosuid", "strictatime", "mode=755")),
+        Mount.tmpfs("/dev/shm", options=("nosuid", "nodev", "mode=1777")),
         Mount.tmpfs("/tmp", options=("nosuid", "nodev", "mode=1777")),
     ]
 

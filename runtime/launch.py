@@ -538,6 +538,7 @@ class Launch:
         self.confined = confine.start(self._plan, key, self.options, fresh=self._fresh)
         if self.confined.release is not None and self._guest is not None:
             runsc.overlay(self.confined.release, self._guest.writable)
+        self._judge_user()
         if self._checkpoint is not None and self.confined.release is not None:
             runsc.judge_restore(self.confined.release, self.options, rootless=self.confined.rootless)
             if self._image is not None:
@@ -563,6 +564,27 @@ class Launch:
                 hint="take it out, or go on without it: limits=best_effort",
             )
         self._lost += ("linux.seccomp",)
+
+    def _judge_user(self) -> None:
+        """Unsupported where the guest's user could not own what it makes on the host."""
+        assert self._guest is not None and self.confined is not None
+        guest, user = self._guest, self._guest.bundle.config["process"].get("user") or {}
+        ids = (user.get("uid", 0), user.get("gid", 0))
+        written = [
+            s for s in guest.sources if not s.readonly and (s.target != "rootfs" or guest.writable is Writable.HOST)
+        ]
+        told = self.confined.shown.get("ids")
+        own = told == "all" and _is_mapped("uid", ids[0]) and _is_mapped("gid", ids[1])
+        if told is None or own or ids == (0, 0) or not written:
+            return
+        raise Unsupported(
+            "the guest's user is none that its files could belong to",
+            step="Confine",
+            path=written[0].path,
+            observed=f"user {ids[0]}:{ids[1]}, which the launch's user namespace does not have",
+            expected="user 0:0, where something of the host is writable",
+            hint="give user=0, or mount it read-only, or launch as root (Linux 6.12 and later)",
+        )
 
     def _child_plan(self, confinement: Confinement | None) -> dict[str, Any]:
         place, guest, staged = self.place, self._guest, self._staged
@@ -814,6 +836,13 @@ class Launch:
 
 def _oom_score() -> int:
     return int(Path("/proc/self/oom_score_adj").read_text())
+
+
+def _is_mapped(kind: str, number: int) -> bool:
+    """Is the `uid` or `gid` one that this user namespace has (user_namespaces(7))."""
+    with open(f"/proc/self/{kind}_map", "rb") as file:
+        ranges = [(int(inside), int(count)) for inside, _, count in map(bytes.split, file)]
+    return any(inside <= number < inside + count for inside, count in ranges)
 
 
 def _printable(item: bytes) -> str:

@@ -111,6 +111,7 @@ class Rehearsal:
             arrange=self._arrange,
             close_all_but=self._close_all_but,
             default_signal=self._default_signal,
+            landlock_has_scope=_linux.landlock_has_scope,
         )
         vars(self.child_module).update(
             os=fake_os,
@@ -241,7 +242,10 @@ class Rehearsal:
     def message(self, data: bytes) -> None:
         """What the child writes to its parent."""
         word = marshal.loads(data)[0]
-        if word == "confined":
+        if word == "map":
+            self.note("send", "map", "the parent writes /proc/CHILD/uid_map and gid_map: all ids, each as itself")
+            self.words.insert(0, ("mapped", True))
+        elif word == "confined":
             self.note("report", "confined, the evidence, and the answers")
         elif word == "executing":
             self.note("send", "executing")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nucleus_gvisor.model.errors import NotRunsc, Unsupported
+from nucleus_gvisor.runtime import _child
 from nucleus_gvisor.runtime.options import GVisorOciRunOptions, NetworkMode, Platform, Writable
 
 SAFE_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -110,13 +111,13 @@ def trial_arguments(place: bytes) -> list[bytes]:
 
 
 def needs_rootless(output: bytes) -> bool:
-    """Could the sandbox not even be executed, without `--rootless`.
+    """Could the sandbox not even be executed without `--rootless`, or only as somebody who cannot enter its directory.
 
     Releases up to 2023 run their sandbox as nobody, and the kernel lets them have no id that the namespace lacks
     (user_namespaces(7)). With the flag they run it as the caller. It is not for those which can do without: they would
     keep the host's /proc mounted in the sandbox's root.
     """
-    return b"starting sandbox: fork/exec" in output
+    return b"starting sandbox: fork/exec" in output or output.endswith(_child.AS_ANOTHER)
 
 
 def after_flags(command: Sequence[bytes]) -> int:

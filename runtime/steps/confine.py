@@ -77,6 +77,9 @@ def start(plan: dict[str, Any], key: str, options: GVisorOciRunOptions, *, fresh
     child = Supervisor.start(plan, fresh=fresh)
     try:
         word, *rest = child.hear()
+        if word == "map":
+            child.tell("mapped", map_all_ids(child.pid))
+            word, *rest = child.hear()
         if word != "confined":
             raise _refusal(child, plan, word, rest)
         shown, answers = rest
@@ -92,6 +95,27 @@ def start(plan: dict[str, Any], key: str, options: GVisorOciRunOptions, *, fresh
     except BaseException:
         child.end()
         raise
+
+
+def map_all_ids(pid: int) -> bool:
+    """Give the user namespace of child `pid`, new and still without ids, all that this one has, each as itself.
+
+    False when this process may not, and nothing has been done: it needs CAP_SETUID, CAP_SETGID and, from Linux 5.12 on,
+    CAP_SETFCAP (user_namespaces(7)).
+    """
+    done = False
+    try:
+        for kind in ("uid", "gid"):
+            with open(f"/proc/self/{kind}_map", "rb") as file:
+                ranges = [line.split() for line in file]
+            # The number is its own: nobody but us waits for it.
+            with open(f"/proc/{pid}/{kind}_map", "wb", buffering=0) as file:
+                file.write(b"".join(b"%s %s %s\n" % (inside, inside, count) for inside, _, count in ranges))
+            done = True
+    except OSError as error:
+        if done:
+            raise StepFailed("ids cannot be mapped", step="Confine", observed=str(error)) from error
+    return done
 
 
 def refuse_incompatible(options: GVisorOciRunOptions) -> None:

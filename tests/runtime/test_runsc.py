@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nucleus_gvisor.model.errors import NotRunsc, Unfit, Unsupported
-from nucleus_gvisor.runtime import runsc
+from nucleus_gvisor.runtime import _child, runsc
 from nucleus_gvisor.runtime.options import GVisorOciRunOptions, NetworkMode, Platform
 from nucleus_gvisor.runtime.runsc import Release
 
@@ -328,6 +328,7 @@ def test_releases_that_cannot_restore() -> None:
          b" /proc/self/exe: operation not permitted", True),
         (b"creating container: cannot create sandbox: cannot read client sync file: waiting for sandbox to start: EOF",
          False),
+        (_child.AS_ANOTHER, True),
         (b"", False),
         (b"junk", False),
     ],
