@@ -370,7 +370,7 @@ ERRORS: dict[str, tuple[str, str, str, Case]] = {
     "open bundle": ("BadBundle", "Prepare", ALL, lambda c, p: (["--bundle", _open_bundle(c, p)], [])),
     "mount point": (
         "BadBundle", "Prepare", ALL,
-        lambda c, p: (["--rootfs", make_rootfs(c.mode, p), "--mount", "/etc:/here"], ["/probe"]),
+        lambda c, p: (["--rootfs", make_rootfs(c.mode, p), "--mount", "/etc:/probe"], ["/probe"]),
     ),
     "source": ("BadBundle", "Prepare", "path observed expected", lambda c, p: (["--mount", "/no/thing:/here"], TRUE)),
     "other runsc": ("PinMismatch", "Stage", "path observed expected", lambda c, p: (["--pin", "0" * 64], TRUE)),
