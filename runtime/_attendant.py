@@ -22,6 +22,7 @@ import os
 import select
 import socket
 import struct
+import sys
 import termios
 import time
 from collections.abc import Iterable
@@ -263,22 +264,43 @@ class Command:
         """Where it says its process's number in the guest."""
         self.process = -1
         """Where one that waits ahead is told of its process."""
+        self.asked = self.unread = -1
+        """Of one that waited ahead: the file with its process, and the other end of `process`, until it has begun."""
+        self.size = 0
+        """Bytes that it was told."""
         self.ends: list[int] = []
         """Our ends of its streams, until its owner has them."""
         self.kind: Kind | None = None
 
     def tell(self, process: int) -> bool:
         """Say what is in file `process`; False when it has ended, or that is more than the pipe takes."""
+        ended = select.poll()
+        ended.register(self.pidfd, select.POLLIN)
         data = os.pread(process, os.fstat(process).st_size, 0)
+        self.size = len(data)
         try:
-            told = os.write(self.process, data) == len(data)
+            told = not ended.poll(0) and os.write(self.process, data) == len(data)
+            self.asked = linux.duplicate(process)
         except OSError:
             told = False
         os.close(self.process)
         self.process = -1
         return told
 
+    def heard_nothing(self) -> bool:
+        """Was it told, and has it read none of that, so that it cannot have started anything."""
+        if self.asked < 0 or self.size == 0:
+            return False
+        left = fcntl.ioctl(self.unread, termios.FIONREAD, bytes(4))
+        return int.from_bytes(left, sys.byteorder) == self.size
+
+    def begun(self) -> None:
+        """What it was asked is not needed any more."""
+        _close(fd for fd in (self.asked, self.unread) if fd >= 0)
+        self.asked = self.unread = -1
+
     def close(self) -> None:
+        self.begun()
         _close(fd for fd in (self.pidfd, self.channel, self.told, self.process, *self.ends) if fd >= 0)
 
 
@@ -345,11 +367,9 @@ class Commands:
                 continue
             try:
                 command = self._ahead[kind] = self._piped(kind, reader)
-                command.process = writer
+                command.process, command.unread = writer, reader
             except OSError:
-                os.close(writer)
-            finally:
-                os.close(reader)
+                _close((reader, writer))
 
     def _exec(self, argv: list[bytes], terminal: bool, fed: bool, process: int, *streams: int) -> Command:
         if streams:
@@ -427,13 +447,16 @@ class Commands:
         self._wait(command.pidfd, command)
         return command
 
-    def _started(self, command: Command) -> None:
+    def _started(self, command: Command, ended: bool = False) -> None:
         """It has said its process's number, or will not any more."""
         try:
             number = os.read(command.told, 32)
         except BlockingIOError:  # it has ended, but not what it started
             number = b""
         self._forget(command.told)
+        if not number and not ended and command.asked >= 0:
+            return  # how it ends says whether it was refused
+        command.begun()
         _say(command.channel, number or REFUSED, *command.ends)
         _close((command.told, *command.ends))
         command.told, command.ends = -1, []
@@ -444,13 +467,31 @@ class Commands:
         _, status = os.waitpid(command.pid, 0)
         if command.channel >= 0:
             if command.told >= 0:
-                self._started(command)
+                # Killed from outside, while it waited: that is nothing that its owner did, or is told of.
+                if os.WIFSIGNALED(status) and command.heard_nothing() and self._again(command):
+                    return
+                self._started(command, ended=True)
             _say(command.channel, STATUS.pack(status))
             self._forget(command.channel)
         else:
             self._ahead = {kind: other for kind, other in self._ahead.items() if other is not command}
         self._forget(command.pidfd)
         command.close()
+
+    def _again(self, command: Command) -> bool:
+        """Have another do what the command, which has ended, was to do; False when none can be had."""
+        assert command.kind is not None
+        try:
+            other = self._piped(command.kind, command.asked)
+        except OSError:
+            return False
+        other.channel, command.channel = command.channel, -1
+        self._wait(other.channel, other, 0)
+        self._wait(other.told, other)
+        for fd in (command.told, command.pidfd):
+            self._forget(fd)
+        command.close()
+        return True
 
     def _wait(self, fd: int, command: Command, event: int = select.POLLIN) -> None:
         self._waited[fd] = command

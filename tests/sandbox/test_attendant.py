@@ -1,5 +1,6 @@
 """The attendant as its owner sees it, when it, or what it runs, does not answer."""
 
+import json
 import os
 import resource
 import signal
@@ -15,7 +16,7 @@ import pytest
 
 from nucleus_gvisor.runtime import CannotExec, RunscFailed, Sandbox, SandboxGone, TimeoutExpired, _attendant, attendant
 from nucleus_gvisor.runtime.attendant import Attendant, Command
-from nucleus_gvisor.runtime.capture import Pipes
+from nucleus_gvisor.runtime.capture import Pipes, readable
 from tests.e2e import launching
 from tests.sandbox.conftest import MakeSandbox, client
 
@@ -151,6 +152,33 @@ def test_one_ahead_that_is_killed(box: Sandbox) -> None:
     assert launching.gone(found) == {}
     assert box.exec("echo", "alive").stdout == "alive\n"
     assert first not in _ahead(box)
+
+
+def test_one_ahead_that_is_killed_with_its_command(box: Sandbox) -> None:
+    """It was told what to start and had not read it: another starts it, and its owner hears of nothing."""
+    for words, answer in ((["echo", "alive"], "alive\n"), (["sh", "-c", "cat; exit 3"], "")):
+        (ahead,) = _ahead(box)
+        os.kill(ahead, signal.SIGSTOP)
+        asked = _process(box, words)
+        process = box._attendant.exec(box._exec, asked)
+        os.kill(ahead, signal.SIGKILL)
+        assert readable(process.channel, time.monotonic() + 60)
+        out, err = process.begun(2)
+        assert process.pid is not None
+        assert process.ended(time.monotonic() + 60)
+        assert (process.returncode, os.read(out, 100).decode()) == (3 if "sh" in words else 0, answer)
+        for fd in (out, err, asked):
+            os.close(fd)
+    assert box.exec("echo", "alive").stdout == "alive\n"
+    with pytest.raises(CannotExec):
+        box.exec("no-such-program")
+
+
+def _process(box: Sandbox, words: list[str]) -> int:
+    """A file with a process, as `Sandbox` makes it."""
+    file = os.memfd_create("process", os.MFD_CLOEXEC)
+    os.write(file, json.dumps(box._request.process(words, None, None, None)).encode())
+    return file
 
 
 def test_one_ahead_that_is_stopped(box: Sandbox) -> None:
