@@ -15,10 +15,10 @@ class NetworkMode(StrEnum):
 
     NONE = "none"
     """Loopback inside the sandbox only; the default."""
-    SANDBOX = "sandbox"
-    """gVisor's own stack over a network namespace made for this launch."""
     HOST = "host"
     """The host's stack, shared."""
+    SANDBOX = "sandbox"
+    """gVisor's own stack over a network namespace made for this launch."""
 
 
 class Platform(StrEnum):
