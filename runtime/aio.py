@@ -206,6 +206,8 @@ async def _resumed(box: Sandbox, deadline: float | None) -> bool:
 
 async def _copied(capture: Capture, until: int, deadline: float | None) -> bool:
     """As `Capture.run`."""
+    if until < 0:
+        return capture.run(until, deadline)
     loop = asyncio.get_running_loop()
     waiter = loop.create_future()
     watched: dict[int, Callable[[int], bool]] = {}

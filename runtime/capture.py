@@ -87,8 +87,12 @@ class Capture:
         """Copy until descriptor `until` is readable, then read what is left; False when `deadline` came first, or
         it was stopped before.
 
-        What the program's own background processes write after its end is not waited for.
+        What the program's own background processes write after its end is not waited for. An `until` of -1 is of a
+        program whose end was seen before.
         """
+        if until < 0:
+            self.drain()
+            return not self.stopped
         poll = select.poll()
         poll.register(until, select.POLLIN)
         for fd, event in self.waiting().items():

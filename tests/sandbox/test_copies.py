@@ -179,3 +179,19 @@ def test_a_full_file_system(options: Options, base: Path, tmp_path: Path) -> Non
         [*argv, sys.executable, "-c", FULL, options["runsc"], pin, base, tmp_path], capture_output=True, text=True
     )
     assert done.stdout == "stdout ENOSPC\nstdout ENOSPC False\ngoes on\n", done.stderr
+
+
+def test_to_communicate_after_the_end(options: Options) -> None:
+    """What a command has written is there when its end was waited for before."""
+
+    async def go() -> tuple[bytes | None, bytes | None]:
+        async with AsyncSandbox(**options) as box:
+            process = await box.popen(["echo", "word"], stdout=PIPE)
+            await process.wait()
+            return await process.communicate()
+
+    with Sandbox(**options) as box:
+        process = box.popen(["echo", "word"], stdin=PIPE, stdout=PIPE)
+        process.wait()
+        assert process.communicate(b"nobody reads") == (b"word\n", None)
+    assert asyncio.run(go()) == (b"word\n", None)
