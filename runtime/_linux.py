@@ -438,6 +438,16 @@ def children(pid: int) -> list[int]:
     return found
 
 
+class _Held(list[int]):
+    """Descriptors that are closed when it is, or when whoever was interrupted drops it."""
+
+    def close(self) -> None:
+        while self:
+            os.close(self.pop())
+
+    __del__ = close
+
+
 def kill_with_all_below(pid: int, pidfd: int) -> None:
     """SIGKILL to the process `pid`, which `pidfd` is of, and to those below it; OSError when it has gone.
 
@@ -445,7 +455,7 @@ def kill_with_all_below(pid: int, pidfd: int) -> None:
     thread that has not asked for it (prctl(2), PR_SET_PDEATHSIG). Then the gofer ends when it notices, if it is not
     stopped, and does as runsc's does.
     """
-    below = list[int]()
+    below = _Held()
     try:
         _open_below(pid, below)
     finally:
@@ -458,8 +468,7 @@ def kill_with_all_below(pid: int, pidfd: int) -> None:
                 except OSError:
                     pass  # it has ended
         finally:
-            for fd in below:
-                os.close(fd)
+            below.close()
 
 
 def _open_below(pid: int, below: list[int]) -> None:

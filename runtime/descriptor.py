@@ -7,9 +7,14 @@ closed descriptor, which the kernel gives out again: to another thread, by the t
 
 import errno
 import io
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+
+class _User:
+    """Whoever uses a descriptor now. One that was interrupted on its way out is none any more, for it is dropped."""
 
 
 class _File(io.FileIO):
@@ -24,7 +29,7 @@ class Descriptor:
         """`owned`: a descriptor, not of a directory, or a socket."""
         # Both owners forget the number and close it in one call of the interpreter's, and once.
         self._owner = _File(owned) if isinstance(owned, int) else owned
-        self._users: list[None] = []
+        self._users = weakref.WeakSet[_User]()
         self._unwanted = False
 
     @property
@@ -35,11 +40,12 @@ class Descriptor:
     @contextmanager
     def use(self) -> Iterator[int]:
         """The descriptor, which stays open within; -1 once it is closed."""
-        self._users.append(None)  # before one looks whether it is unwanted: `close` does it the other way round
+        user = _User()
+        self._users.add(user)  # before one looks whether it is unwanted: `close` does it the other way round
         try:
             yield self.number
         finally:
-            self._users.pop()
+            self._users.discard(user)
             if self._unwanted:
                 self.close()
 

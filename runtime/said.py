@@ -127,9 +127,8 @@ class Said:
 
     def close(self) -> None:
         """Close them; a second time closes nothing."""
-        for kind, fd in self.descriptors.items():
-            setattr(self, kind, -1)
-            linux.close(fd)
+        for kind in ("log", "panic", "debug"):
+            linux.close_of(self.__dict__, kind)
 
 
 def reason_of(output: bytes) -> int | None:
