@@ -54,10 +54,29 @@ def runs(reports: Sequence[Report]) -> list[Report]:
     return [report for report in reports if is_run(report)]
 
 
+def asked(reports: Sequence[Report]) -> list[str]:
+    """What was asked of the binary, in other executions than as a sandbox: "create" is the trial of one."""
+    words = ("--version", "flags", "create")
+    return sorted(next(word for word in report["argv"] if word in words) for report in reports if not is_run(report))
+
+
 def status(report: Report, field: str) -> str:
     """A field of the execution's /proc/self/status."""
     [line] = [line for line in report["status"].splitlines() if line.startswith(f"{field}:")]
     return str(line.partition(":")[2].strip())
+
+
+def opened(report: Report) -> dict[str, str]:
+    """The descriptors of an execution, but for those of runsc's own logs: one each, in memory, which an argument names.
+
+    Whatever else is open is in the answer, a log's descriptor that is not named, or named twice, among it.
+    """
+    found = dict(report["descriptors"])
+    argv = report["argv"]
+    for flag, memory in (("--log", "log"), ("--panic-log", "panic")):
+        for named in [argv[at + 1].removeprefix("/proc/self/fd/") for at, word in enumerate(argv) if word == flag]:
+            assert found.pop(named, None) == f"/memfd:{memory} (deleted)", (argv, report["descriptors"])
+    return found
 
 
 def variables(report: Report) -> dict[str, str]:

@@ -58,6 +58,7 @@ from tests.hostile.bench import (
     SIX,
     STRANGER,
     Bench,
+    asked,
     before_call,
     children,
     compiled,
@@ -65,6 +66,7 @@ from tests.hostile.bench import (
     is_run,
     needs_root,
     nothing_left,
+    opened,
     owned,
     put,
     runs,
@@ -1224,7 +1226,18 @@ left.set_inheritable(True)
 def test_weakness_31_no_descriptor_is_inherited(bench: Bench, how: dict[str, Any], method: str) -> None:
     """Of the caller's open files none but the standard streams reaches runsc (gvisor.rs:371)."""
     report = bench.drive_run(before=LEAKS, options={"stage": method}, **how)
-    assert set(report["descriptors"]) == {"0", "1", "2"}, report["descriptors"]
+    assert set(opened(report)) == {"0", "1", "2"}, report["descriptors"]
+
+
+@pytest.mark.parametrize("how", [{}, {"threads": True}], ids=["fork", "fresh"])
+def test_weakness_31_no_log_is_given_to_a_runsc_that_takes_none(bench: Bench, how: dict[str, Any]) -> None:
+    """Two files in memory reach a runsc that has the flags for its logs; one without them gets nothing of ours."""
+    report = bench.drive_run(**how)
+    assert set(opened(report)) == {"0", "1", "2"} and len(report["descriptors"]) == 5
+    short = bench.drive_run(runsc=str(bench.install(bench.base / "short", brand="short")), **how)
+    assert set(short["descriptors"]) == {"0", "1", "2"}
+    plain = bench.drive_run(options={"program": "plain", "confinement": "landlock", "stage": "copy"}, **how)
+    assert set(plain["descriptors"]) == {"0", "1", "2"}
 
 
 def test_weakness_31_a_plain_exec_leaks_them(bench: Bench) -> None:
@@ -1243,7 +1256,7 @@ CLOSED = {"0": "<&-", "1": ">&-", "2": "2>&-", "0 1": "<&- >&-", "all": "<&- >&-
 def test_weakness_32_closed_standard_descriptors_do_no_harm(bench: Bench, which: str, how: dict[str, Any]) -> None:
     """With 0 to 2 closed, /dev/null stands there for runsc, and never a file of the launch."""
     report = bench.drive_run(prefix=["sh", "-c", f'exec "$@" {CLOSED[which]}', "sh"], **how)
-    assert set(report["descriptors"]) == {"0", "1", "2"}
+    assert set(opened(report)) == {"0", "1", "2"}
     for number in "012" if which == "all" else which.replace(" ", ""):
         assert report["descriptors"][number] == "/dev/null"
 
@@ -1257,7 +1270,7 @@ def test_weakness_32_the_command_line_bears_it(bench: Bench, which: str) -> None
     done = bench.mode.run(["sh", "-c", f'exec "$@" {CLOSED[which]}', "sh", *command])
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     [report] = runs(bench.witness.reports())
-    assert set(report["descriptors"]) == {"0", "1", "2"}
+    assert set(opened(report)) == {"0", "1", "2"}
 
 
 DEAF = """
@@ -1370,11 +1383,10 @@ def test_weakness_35_the_sealed_bytes_are_asked(bench: Bench, monkeypatch: pytes
         version = GVisorRuntime.with_path(bench.runsc).version()
     assert version.startswith("runsc version 0.0~20240729.0")
     reports = bench.witness.reports()
-    # The last is the trial, whether it starts without --rootless.
-    assert sorted(report["argv"][1] for report in reports) == ["--root", "--version", "flags"]
+    assert asked(reports) == ["--version", "create", "flags"]  # one is the trial, whether it needs --rootless
     for report in reports:
         assert report["brand"].startswith("genuine") and report["exe"].startswith("/memfd:")
-        assert set(variables(report)) == SIX and set(report["descriptors"]) == {"0", "1", "2"}
+        assert set(variables(report)) == SIX and set(opened(report)) == {"0", "1", "2"}
         assert report["cwd"] == "/" and status(report, "NoNewPrivs") == "1"
         assert int(status(report, "SigIgn"), 16) == 0 and int(status(report, "SigBlk"), 16) == 0
 

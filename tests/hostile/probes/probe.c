@@ -26,6 +26,17 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+/* What a launch looks for among the flags of a runsc, as 20240729 lists it; one of the brand "short" lacks the rest. */
+#define FEW_FLAGS "  -platform string\n    \tspecifies which platform to use: systrap, ptrace, kvm. (default \"systrap\")\n"
+#define MORE_FLAGS                                                                                                     \
+    "  -debug\n    \tenable debug logging.\n"                                                                          \
+    "  -debug-log string\n    \tadditional location for logs.\n"                                                       \
+    "  -log string\n    \tfile path where internal debug information is written, default is stdout.\n"                 \
+    "  -log-format string\n    \tlog format: text (default), json, or json-k8s. (default \"text\")\n"                  \
+    "  -oci-seccomp\n    \tEnables loading OCI seccomp filters inside the sandbox.\n"                                  \
+    "  -overlay2 value\n    \twrap mounts with overlayfs: {mount}:{medium}, medium memory, self or dir=/abs/dir/path.\n" \
+    "  -panic-log string\n    \tfile path where panic reports and other Go's runtime messages are written.\n"
+
 static volatile const char brand[] = "brand:genuine.........";
 
 extern char **environ;
@@ -342,7 +353,7 @@ int main(int argc, char **argv)
     if (asked && !strcmp(argv[1], "--version"))
         printf(is("other") ? "other version 1.0\n" : "runsc version 0.0~20240729.0\nspec: 1.1.0-rc.1\n");
     else if (asked)
-        printf("  -platform string\n    \tspecifies which platform to use: systrap, ptrace, kvm. (default \"systrap\")\n");
+        puts(is("short") ? FEW_FLAGS : FEW_FLAGS MORE_FLAGS);
     else if (argc > 1 && !strncmp(argv[argc - 1], "wait", 4)) {
         char byte;
         while (read(0, &byte, 1) > 0)
