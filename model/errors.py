@@ -46,6 +46,8 @@ class LaunchError(Error):
 
     cause: ClassVar[str] = "fault"
     shows: ClassVar[Mapping[str, object]] = {"calls": False}
+    advice: ClassVar[str] = ""
+    """The hint of an error of this class that brings none of its own."""
 
     def __init__(
         self,
@@ -63,7 +65,7 @@ class LaunchError(Error):
         self.path: bytes | None = None if path is None else os.fsencode(path)
         self.observed = observed
         self.expected = expected
-        self.hint = hint
+        self.hint: str = hint or self.advice
         self.record: object = None
         """The launch's record, a `Record`, once the launch has failed; None before."""
 
@@ -77,12 +79,10 @@ class LaunchError(Error):
         parts = [f"{shown(self.step)}: " if self.step else "", shown(self.message)]
         if self.path is not None and os.fsdecode(self.path) not in self.message:
             parts.append(f": {shown(self.path)}")
-        if self.observed is not None:
-            parts.append(f"; observed: {shown(self.observed)}")
-        if self.expected is not None:
-            parts.append(f"; expected: {shown(self.expected)}")
-        if self.hint:
-            parts.append(f"; hint: {shown(self.hint)}")
+        for name in ("observed", "expected", "hint"):
+            value = getattr(self, name)
+            if value not in (None, ""):  # a name with nothing behind it tells nobody anything
+                parts.append(f"; {name}: {shown(value)}")
         return "".join(parts)
 
     def as_dict(self) -> dict[str, object]:
@@ -100,6 +100,30 @@ class LaunchError(Error):
         }
 
 
+_REMEDIES = {
+    (_errno.ENOSPC, _errno.EDQUOT): "make room there",
+    (_errno.EMFILE,): "close files, or raise the limit of open files (RLIMIT_NOFILE)",
+    (_errno.ENFILE,): "raise fs.file-max: the whole host has too many open files",
+    (_errno.ENOMEM,): "free memory, or raise the limit that the service manager sets (MemoryMax=)",
+    (_errno.EAGAIN,): "end processes, or raise their limit (RLIMIT_NPROC, TasksMax=)",
+    (_errno.EACCES, _errno.EPERM): "look at owner and mode, and for a security module or seccomp filter that denies it",
+    (_errno.EROFS,): "name a place that is not mounted read-only",
+    (_errno.ELOOP,): "name the file itself, not a link to it",
+    (_errno.ENOENT, _errno.ENOTDIR): "make it, or name another",
+    (_errno.ENAMETOOLONG,): "choose a shorter path",
+    (_errno.ENOSYS,): "take a newer kernel, or a seccomp filter that passes the call",
+    (_errno.EIO,): "look at the kernel's log: the device does not answer as it should",
+}
+
+
+def remedy(error: OSError) -> str:
+    """What to do about a system call's failure, for a hint, where no more than the call's answer is known."""
+    for numbers, text in _REMEDIES.items():
+        if error.errno in numbers:
+            return text
+    return "look at the host with `nucleus-gvisor doctor`, and launch again"
+
+
 # ---- the machine itself ----
 
 
@@ -109,6 +133,8 @@ class GuardRefused(LaunchError):
     Nothing has changed. In a launch driven by this library it is a defect; in the conformance harness it
     is the expected answer to a non-edge.
     """
+
+    advice = "by hand, fire what the state offers; by a launch of this library's, it is a defect: report it"
 
     def __init__(
         self, action: str, state: str, guard: str, *, observed: object = None, expected: object = None
@@ -122,6 +148,8 @@ class GuardRefused(LaunchError):
 class SafetyViolation(LaunchError):
     """The world, or our own data, changed under us after it was judged. Never retried, never softened."""
 
+    advice = "find out who changed it before you launch again"
+
 
 class StepFailed(LaunchError):
     """A system call that the step needs failed (EIO, ENOMEM, EMFILE ...), or the step was interrupted.
@@ -132,6 +160,8 @@ class StepFailed(LaunchError):
 
 class RecordRejected(LaunchError):
     """A record is not the trace of a behaviour that the specification allows."""
+
+    advice = "believe the lines before it alone, and keep the file as evidence"
 
     line: int = 0
     """The first line that no behaviour has, counted from 0: all before it are accepted."""
@@ -245,6 +275,7 @@ class PinMismatch(LaunchError):
 
     cause = "pin_mismatch"
     shows: ClassVar[Mapping[str, object]] = {"pin": "mismatch"}
+    advice = "install the release that the pin names, or pin this one once you trust it"
 
 
 class NoSpace(LaunchError):
@@ -276,6 +307,7 @@ class NotProved(LaunchError):
 
     cause = "not_proved"
     shows: ClassVar[Mapping[str, object]] = {"holds": False}
+    advice = "launch nothing here: what confines on this host lets through what it must not"
 
 
 class Unfit(LaunchError):

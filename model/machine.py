@@ -43,7 +43,9 @@ class _Holder:
     @state.setter
     def state(self, value: LaunchState) -> None:
         if self.pending is None or self.pending.state is not value:
-            raise SafetyViolation(f"state set to {value} outside a transition", observed=self.facts.state)
+            raise SafetyViolation(
+                f"state set to {value} outside a transition", observed=self.facts.state, expected="a transition"
+            )
         self.facts, self.pending = self.pending, None
 
 
@@ -119,9 +121,15 @@ class LaunchMachine:
         """
         row = ROWS.get(action)
         if row is None:
-            raise GuardRefused(action, self.state, "no such action", expected=", ".join(ROWS))
+            raise GuardRefused(action, self.state, "no such action", observed=action, expected=", ".join(ROWS))
         if self._firing:
-            raise GuardRefused(action, self.state, "another action is under way")
+            raise GuardRefused(
+                action,
+                self.state,
+                "another action is under way",
+                observed="one that is not done",
+                expected="one action at a time",
+            )
         before, kept = self._holder.facts, self._records
         try:
             self._firing, self._told, self._began = True, seen or {}, time.perf_counter()
@@ -168,22 +176,43 @@ class LaunchMachine:
         try:
             explained = explains(facts, facts.seen(seen)) is not None
         except (ValueError, TypeError) as error:
-            raise SafetyViolation(f"observed what cannot be: {error}", step=row.action, observed=seen) from error
+            raise SafetyViolation(
+                f"observed what cannot be: {error}",
+                step=row.action,
+                observed=seen,
+                expected="values that the specification has",
+            ) from error
         if not explained:
-            raise SafetyViolation("observed what nothing in the environment does", step=row.action, observed=seen)
+            raise SafetyViolation(
+                "observed what nothing in the environment does",
+                step=row.action,
+                observed=seen,
+                expected="what the environment can do",
+            )
         self._seen = seen
 
     def _judge(self, row: Row, guard: Guard, _: EventData) -> bool:
         facts = self._holder.facts.seen(self._seen)
         if not guard(facts):
-            raise GuardRefused(row.action, facts.state, guard.__name__, observed=self._seen or None)
+            raise GuardRefused(
+                row.action,
+                facts.state,
+                guard.__name__,
+                observed=self._seen or None,
+                expected=f"that {guard.__name__} holds",
+            )
         return True
 
     def _do(self, row: Row, _: EventData) -> None:
         before = self._holder.facts.seen(self._seen)
         after = row.after(before)
         if broken := violated(before, after):
-            raise SafetyViolation(f"{row.action} would violate {', '.join(broken)}", step=row.action)
+            raise SafetyViolation(
+                f"{row.action} would violate {', '.join(broken)}",
+                step=row.action,
+                observed=f"in {before.state}",
+                expected="an action that keeps every invariant",
+            )
         if row.action == "Exec":
             self._check_evidence()
         evidence = self._steps.perform(row.action, before, after)
@@ -194,7 +223,12 @@ class LaunchMachine:
         """Whoever bent our own data to get here has not passed the steps that the records show."""
         ours = [(record.launch, record.container) for record in self._records[:1]] == [self._identity]
         if not ours or fold(self._records) != self._holder.facts:
-            raise SafetyViolation("the facts are not those that this launch's records lead to", step="Exec")
+            raise SafetyViolation(
+                "the facts are not those that this launch's records lead to",
+                step="Exec",
+                observed=self._holder.facts.state,
+                expected="those that fold from its records",
+            )
 
     def _commit(
         self, action: str, before: Facts, after: Facts, seen: Mapping[str, object], evidence: Mapping[str, object]
@@ -218,7 +252,13 @@ class LaunchMachine:
             # What is kept is what a reader of the line will have, and no later change to the step's own data.
             record = parse(record.line(), record.seq)
         except (TypeError, ValueError, RecursionError) as error:
-            raise StepFailed("the evidence cannot be recorded", step=action, observed=str(error)) from error
+            raise StepFailed(
+                "the evidence cannot be recorded",
+                step=action,
+                observed=str(error),
+                expected="what JSON can hold",
+                hint="report it: the step's evidence is at fault, not the host",
+            ) from error
         self._sink(record)
         self._records = (*self._records, record)
 

@@ -91,7 +91,12 @@ def parse(line: bytes, number: int = 0) -> TransitionRecord:
 
 def rejected(line: int, reason: str, why: object, observed: str | None = None) -> RecordRejected:
     """The error that names the first bad line, and one of `model.replay.REASONS`."""
-    error = RecordRejected(f"line {line}: {why}", step="record", observed=observed)
+    error = RecordRejected(
+        f"line {line}: {why}",
+        step="record",
+        observed=observed,
+        expected="a line that a launch of the specification leaves",
+    )
     error.line, error.reason = line, reason
     return error
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from nucleus_gvisor.model.errors import BadArgument, LaunchError, RecordRejected, StepFailed, shown
+from nucleus_gvisor.model.errors import BadArgument, LaunchError, RecordRejected, StepFailed, remedy, shown
 from nucleus_gvisor.model.record import Line, Reader, TransitionRecord
 from nucleus_gvisor.model.replay import Follower, Steps, fold
 from nucleus_gvisor.runtime import _linux as linux
@@ -70,7 +70,12 @@ class Record:
             self._adopt(linux.open(path, _FLAGS, 0o600), path)
         except OSError as error:
             raise BadArgument(
-                "the record cannot be written", step="Resolve", path=path, observed=error.strerror
+                "the record cannot be written",
+                step="Resolve",
+                path=path,
+                observed=error.strerror,
+                expected="a file that can be written",
+                hint=remedy(error),
             ) from error
 
     def open_in(self, directory: int, name: str, path: Path) -> None:
@@ -89,14 +94,26 @@ class Record:
                 raise
         except OSError as error:
             raise StepFailed(
-                "the record cannot be written", step="Prepare", path=path, observed=error.strerror, hint=_hint(error)
+                "the record cannot be written",
+                step="Prepare",
+                path=path,
+                observed=error.strerror,
+                hint=_hint(error),
+                expected="a file that can be written",
             ) from error
 
     def _adopt(self, fd: int, path: Path) -> None:
         try:
             mode = os.fstat(fd).st_mode
             if not stat.S_ISREG(mode):
-                raise BadArgument("the record is to be a regular file", step="Resolve", path=path)
+                raise BadArgument(
+                    "the record is to be a regular file",
+                    step="Resolve",
+                    path=path,
+                    observed=stat.filemode(mode),
+                    expected="a regular file",
+                    hint="name a file that is regular, or that is not there yet",
+                )
             if not mode & 0o400:
                 os.fchmod(fd, 0o600)  # a new file under a umask that left its owner nothing
             if self._lines:
@@ -146,6 +163,7 @@ class Record:
                 path=path,
                 observed=error.strerror or str(error),
                 hint=_hint(error),
+                expected="a file that can be written",
             ) from error
 
     def give_up(self, error: LaunchError) -> None:
@@ -169,7 +187,13 @@ class Record:
             begin = os.fstat(self._fd).st_size - len(text)
             # Another launch may have appended to the same file meanwhile: its line is not ours to cut.
             if begin < 0 or os.pread(self._fd, len(text), begin) != text:
-                raise StepFailed("the line cannot be taken back: it is not the last any more", path=self.path)
+                raise StepFailed(
+                    "the line cannot be taken back: it is not the last any more",
+                    path=self.path,
+                    observed="other lines after it",
+                    expected="the last line of the file",
+                    hint="give each launch a record of its own",
+                )
             os.ftruncate(self._fd, begin)
             os.fdatasync(self._fd)
 
@@ -181,7 +205,7 @@ class Record:
 
 def _hint(error: OSError) -> str:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return ""
+        return remedy(error)
     return "make room (nucleus-gvisor records prune; keep_records), or go on without a record (audit best_effort)"
 
 

@@ -28,6 +28,7 @@ class RecordBounds:
                     step="Resolve",
                     observed=repr(value),
                     expected="a number; 0: no bound",
+                    hint="0 keeps all",
                 )
 
     @classmethod

@@ -21,7 +21,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, ParamSpec, Self, TypeVar
 
-from nucleus_gvisor.model.errors import BadArgument, BadBundle, Refused
+from nucleus_gvisor.model.errors import BadArgument, BadBundle, Refused, remedy
 from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime import fields
 from nucleus_gvisor.runtime.fields import FIELDS
@@ -372,7 +372,13 @@ class OciBundle:
             # One funnel for EIO, ENOMEM, ELOOP and whatever else a hostile or failing file system answers.
             link = isinstance(error, OSError) and error.errno == errno.ELOOP
             seen = "a symbolic link" if link else error
-            raise _wrong("bundle", seen, "a readable directory with a regular config.json", path=where) from error
+            raise _wrong(
+                "bundle",
+                seen,
+                "a readable directory with a regular config.json",
+                hint="name the directory that config.json lies in",
+                path=where,
+            ) from error
         return bundle
 
     def _host_path(self, path: str) -> bytes | None:
@@ -397,7 +403,11 @@ class OciBundle:
 # ---- building ----
 
 
-def _unfit(what: str, value: object, expected: object, hint: str = "") -> BadArgument:
+_ARGUMENTS = "`nucleus-gvisor run --help` and `help(OciBundle.build)` have what each argument takes"
+_FIELDS = "config.md of the OCI runtime specification has what each field takes"
+
+
+def _unfit(what: str, value: object, expected: object, hint: str = _ARGUMENTS) -> BadArgument:
     return BadArgument(f"{what} refused", step="Resolve", observed=_seen(value), expected=expected, hint=hint)
 
 
@@ -406,8 +416,9 @@ def _argument(judge: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     try:
         return judge(*args, **kwargs)
     except BadBundle as error:
+        hint = _ARGUMENTS if error.hint == _FIELDS else error.hint
         raise BadArgument(
-            error.message, step="Resolve", observed=error.observed, expected=error.expected, hint=error.hint
+            error.message, step="Resolve", observed=error.observed, expected=error.expected, hint=hint
         ) from error.__cause__
 
 
@@ -440,7 +451,9 @@ def _host_binds() -> list[Mount]:
     try:
         found = [(os.path.realpath(name), name) for name in HOST_DIRECTORIES]
     except OSError as error:
-        raise _wrong("the host's directories", error, "to be looked at", path=error.filename) from error
+        raise _wrong(
+            "the host's directories", error, "to be looked at", hint=remedy(error), path=error.filename
+        ) from error
     return [Mount(source=source, target=name) for source, name in found if os.path.isdir(source)]
 
 
@@ -479,16 +492,29 @@ def _as_mount(mount: object) -> Mount:
 def _absolute(path: HostPath) -> str:
     text = os.fsdecode(path)
     if "\0" in text or not text:
-        raise _wrong("bundle path", text, "a path without NUL", path=text)
+        raise _wrong(
+            "bundle path", text, "a path without NUL", hint="name the directory that config.json lies in", path=text
+        )
     try:
         os.fsencode(text)
     except UnicodeEncodeError as error:
-        raise _wrong("bundle path", repr(text), "a path that the file system can spell") from error
+        raise _wrong(
+            "bundle path",
+            repr(text),
+            "a path that the file system can spell",
+            hint="give its bytes through os.fsdecode",
+        ) from error
     try:
         # Not os.path.abspath: it takes `..` away by its spelling, and so leaves a link's target by the wrong door.
         return text if os.path.isabs(text) else os.path.join(os.getcwd(), text)
     except OSError as error:
-        raise _wrong("bundle path", error, "an absolute path, for the working directory is gone", path=text) from error
+        raise _wrong(
+            "bundle path",
+            error,
+            "an absolute path, for the working directory is gone",
+            hint="name the path from /",
+            path=text,
+        ) from error
 
 
 def _read_config(path: str, trusted: frozenset[int]) -> tuple[str, tuple[int, int], bytes]:
@@ -500,7 +526,13 @@ def _read_config(path: str, trusted: frozenset[int]) -> tuple[str, tuple[int, in
         where, identity = os.path.realpath(path, strict=True), (status.st_dev, status.st_ino)
         # SAFETY: a racy read; the name is for people and for `identity`'s holder, the descriptor is what was judged.
         if not os.path.samestat(status, os.stat(where)):
-            raise _wrong("bundle", "another directory", "the same one twice", path=path)
+            raise _wrong(
+                "bundle",
+                "another directory",
+                "the same one twice",
+                hint="launch again once nobody replaces it",
+                path=path,
+            )
         return where, identity, _read_file(directory, trusted, os.path.join(where, "config.json"))
     finally:
         linux.close(directory)
@@ -837,7 +869,7 @@ def _wrong(
     value: object,
     expected: str,
     *,
-    hint: str = "",
+    hint: str = _FIELDS,
     path: HostPath | None = None,
     kind: type[BadBundle] = BadBundle,
 ) -> BadBundle:

@@ -133,6 +133,7 @@ class Place:
                 path=self.path,
                 observed="its lock is taken",
                 hint="choose another id, or wait for that launch to end",
+                expected="an id that no launch holds",
             )
         os.ftruncate(self.lock, 0)
 

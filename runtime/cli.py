@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from nucleus_gvisor.model.errors import BadArgument, Error, LaunchError, shown
+from nucleus_gvisor.model.errors import BadArgument, Error, LaunchError, remedy, shown
 from nucleus_gvisor.runtime import audit
 from nucleus_gvisor.runtime.audit import Record
 from nucleus_gvisor.runtime.bounds import KEPT, RecordBounds
@@ -115,7 +115,10 @@ def _drop_output() -> None:
 
 
 def _complain(error: Error) -> None:
-    line = f"nucleus-gvisor: {as_flags(str(error))}"
+    text, hint = str(error), getattr(error, "hint", "")
+    if hint and "hint: " not in text:
+        text = f"{text}; hint: {hint}"
+    line = f"nucleus-gvisor: {as_flags(text)}"
     coloured = sys.stderr is not None and sys.stderr.isatty()
     with suppress(OSError):
         print(_red(line) if coloured else line, file=sys.stderr)
@@ -276,7 +279,13 @@ def limits_of(given: argparse.Namespace) -> Limits:
     if getattr(given, "writable", None) == Writable.DISK:
         disk = disk or DISK_DEFAULT
     elif disk is not None:
-        raise BadArgument("--disk refused", step="Resolve", observed="no --writable=disk", expected="--writable=disk")
+        raise BadArgument(
+            "--disk refused",
+            step="Resolve",
+            observed="no --writable=disk",
+            expected="--writable=disk",
+            hint="add --writable=disk, or leave --disk away",
+        )
     return Limits(
         memory=given.memory,
         cpus=given.cpus,
@@ -402,10 +411,17 @@ def bundle_of(given: argparse.Namespace) -> OciBundle | Path:
                 step="Resolve",
                 observed=" ".join(words) or "--mount, --env, --cwd or --rlimit",
                 expected="nothing beside --bundle",
+                hint="write them into the bundle's config.json",
             )
         return Path(_absolute(given.bundle))
     if not words:
-        raise BadArgument("no command", step="Resolve", expected="-- COMMAND [ARGUMENT...]")
+        raise BadArgument(
+            "no command",
+            step="Resolve",
+            expected="-- COMMAND [ARGUMENT...]",
+            observed="nothing after the options",
+            hint="name the program: nucleus-gvisor run -- echo hello",
+        )
     uid, gid = _user(given.user)
     return OciBundle.build(
         words,
@@ -426,7 +442,13 @@ def _user(text: str) -> tuple[int, int]:
     try:
         return user_of(text)
     except ValueError:
-        raise BadArgument("user refused", step="Resolve", observed=text, expected="UID or UID:GID, in digits") from None
+        raise BadArgument(
+            "user refused",
+            step="Resolve",
+            observed=text,
+            expected="UID or UID:GID, in digits",
+            hint="names are the guest's own: its /etc/passwd has the number",
+        ) from None
 
 
 def _seconds(text: str) -> float:
@@ -461,11 +483,21 @@ def _set(env: dict[str, str], entry: str, where: str) -> None:
     if not name or name != name.strip() or "\0" in entry:
         # Not the entry itself: its value may be secret.
         why = "a NUL" if "\0" in entry else "no name, or white space around it"
-        raise BadArgument(f"{where}: not a variable", step="Resolve", observed=why, expected="NAME=VALUE or NAME")
+        raise BadArgument(
+            f"{where}: not a variable",
+            step="Resolve",
+            observed=why,
+            expected="NAME=VALUE or NAME",
+            hint="NAME=VALUE sets it, NAME alone passes the caller's own on",
+        )
     if not equals:
         if name not in os.environ:
             raise BadArgument(
-                f"{where}: no such variable to pass on", step="Resolve", observed=name, expected="NAME=VALUE"
+                f"{where}: no such variable to pass on",
+                step="Resolve",
+                observed=name,
+                expected="NAME=VALUE",
+                hint="export it, or give its value",
             )
         value = os.environ[name]
     env[name] = value
@@ -487,16 +519,31 @@ def _env_lines(file: str) -> list[str]:
                 or status.st_uid not in (0, os.geteuid())
             ):
                 raise BadArgument(
-                    "--env-file refused", step="Resolve", path=file, observed=described(status), expected=expected
+                    "--env-file refused",
+                    step="Resolve",
+                    path=file,
+                    observed=described(status),
+                    expected=expected,
+                    hint="own it, with mode 0600: who can write it chooses the guest's variables",
                 )
             text = stream.read(MAX_ENV_FILE + 1)
     except OSError as error:
         raise BadArgument(
-            "--env-file cannot be read", step="Resolve", path=file, observed=error.strerror, expected=expected
+            "--env-file cannot be read",
+            step="Resolve",
+            path=file,
+            observed=error.strerror,
+            expected=expected,
+            hint=remedy(error),
         ) from error
     if len(text) > MAX_ENV_FILE:
         raise BadArgument(
-            "--env-file refused", step="Resolve", path=file, observed="longer", expected=f"{MAX_ENV_FILE} bytes at most"
+            "--env-file refused",
+            step="Resolve",
+            path=file,
+            observed="longer",
+            expected=f"{MAX_ENV_FILE} bytes at most",
+            hint="keep the guest's variables alone in it",
         )
     return [os.fsdecode(line) for line in text.split(b"\n")]
 
@@ -509,7 +556,14 @@ def _absolute(path: str | Path) -> str:
     try:
         return os.path.abspath(path)
     except FileNotFoundError as error:
-        raise BadArgument("a relative path needs a current directory", step="Resolve", path=path) from error
+        raise BadArgument(
+            "a relative path needs a current directory",
+            step="Resolve",
+            path=path,
+            observed=error.strerror,
+            expected="a directory that is still there",
+            hint="go to one, or name the path from /",
+        ) from error
 
 
 # ---- run ----
@@ -552,7 +606,13 @@ def _shell(given: argparse.Namespace) -> int:
     from nucleus_gvisor.runtime.shell import interact
 
     if not (os.isatty(0) and os.isatty(1)):
-        raise BadArgument("no terminal", step="Resolve", expected="one as standard input and output", hint="run")
+        raise BadArgument(
+            "no terminal",
+            step="Resolve",
+            expected="one as standard input and output",
+            hint="run",
+            observed="a pipe or a file",
+        )
     words = (given.words[1:] if given.words[:1] == ["--"] else given.words) or ["sh"]
     try:
         with _sandbox_of(given) as box, box.popen(words, pty=True, window=_window()) as process:
@@ -716,6 +776,9 @@ def _described(error: Error) -> dict[str, object]:
     return {
         "error": type(error).__name__,
         "message": as_flags(str(error)),
+        "observed": shown(getattr(error, "observed", error)),
+        "expected": getattr(error, "expected", None),
+        "hint": as_flags(hint) if (hint := getattr(error, "hint", None)) else None,
         "errno": None if number is None else errno.errorcode.get(number, str(number)),
     }
 

@@ -73,6 +73,7 @@ class Sandbox(sandbox.Sandbox):
                     step="Resolve",
                     observed=f"RUNSC_PATH={runsc}, and no such program in PATH",
                     expected="a name that is in PATH, or a path",
+                    hint="install gVisor, or set RUNSC_PATH to the path of its runsc",
                 )
             runsc = found
         super().__init__(runtime_dir, sandbox_id, network, env, mounts, working_dir, runsc=runsc)

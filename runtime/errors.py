@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from typing import Any
 
-from nucleus_gvisor.model.errors import Error, StepFailed, shown
+from nucleus_gvisor.model.errors import Error, StepFailed, remedy, shown
 
 Output = str | bytes | None
 """What a program wrote. An error's `stdout` is one of these, and Any to type checkers, as those of subprocess are: no
@@ -16,6 +16,16 @@ Output = str | bytes | None
 
 class SandboxError(Error):
     """Base of what goes wrong once a sandbox was launched; never raised itself."""
+
+    expected: str = ""
+    """What would have been well."""
+    hint: str = ""
+    """What to do about it."""
+
+    @property
+    def observed(self) -> str:
+        """What was seen instead."""
+        return str(self)
 
 
 class LimitUnavailable(StepFailed):
@@ -40,12 +50,18 @@ class HookFailed(StepFailed):
 class StartFailed(SandboxError):
     """runsc was executed, and the guest never ran: the text has what runsc said."""
 
+    expected = "a guest that runs"
+    hint = '`nucleus-gvisor doctor` starts one here; debug_dir="DIR" keeps what runsc logs'
+
 
 class SandboxGone(SandboxError):
     """The sandbox was closed, or has ended: nothing more can be done in it. Make a new one.
 
     `stdout` and `stderr` have what the command that met this had written, if there was one.
     """
+
+    expected = "a sandbox that lives"
+    hint = "make a new one"
 
     stdout: Any = None
     stderr: Any = None
@@ -57,19 +73,29 @@ class PoststartFailed(SandboxGone):
     `record` is the launch's.
     """
 
+    expected = "hooks that end with 0"
+    hint = "mend the hook, or take it out of the bundle"
+
     record: Any = None
 
 
 class RunscFailed(SandboxError):
     """A command of runsc's own (ps, kill, pause ...) failed or did not answer in time; `output` has what it said."""
 
-    def __init__(self, message: str, output: bytes = b"") -> None:
+    expected = "an answer of runsc's"
+    hint: str = 'debug_dir="DIR" keeps what runsc logs'
+
+    def __init__(self, message: str, output: bytes = b"", *, hint: str = "") -> None:
         super().__init__(message + (f": {shown(output.strip())}" if output.strip() else ""))
         self.output = output
+        self.hint = hint or self.hint
 
 
 class CannotExec(SandboxError):
     """The program could not be started in the guest: not found, not executable, or no such directory to start it in."""
+
+    expected = "a program and a directory that the guest has"
+    hint = "look for them in the guest's root, not in the host's"
 
     def __init__(self, args: tuple[str, ...], output: bytes, errno: int | None = None) -> None:
         super().__init__(f"exec failed: {shown(args[0])} was not started: {shown(output.strip())}")
@@ -86,6 +112,9 @@ class GuestFailed(SandboxError, subprocess.CalledProcessError):
     `returncode`, `cmd`, `stdout` and `stderr` are there as on `subprocess.CalledProcessError`.
     """
 
+    expected = "exit code 0"
+    hint = "what it wrote says why"
+
     cmd: Sequence[str]
 
     def __str__(self) -> str:
@@ -100,6 +129,9 @@ class TimeoutExpired(SandboxError, subprocess.TimeoutExpired):
     `stdout` and `stderr` have what it had written until then.
     """
 
+    expected = "its end in time"
+    hint = "allow more time; what it wrote until then is there"
+
     cmd: Sequence[str]
     stdout: Any  # typeshed has bytes alone
     stderr: Any
@@ -110,6 +142,9 @@ class TimeoutExpired(SandboxError, subprocess.TimeoutExpired):
 
 class OutputLimit(SandboxError):
     """The program wrote more than `limit` bytes to one stream and was ended; `stdout` and `stderr` have the first."""
+
+    expected = "less output"
+    hint = "allow more, or read it as it comes"
 
     def __init__(self, args: tuple[str, ...], limit: int, stdout: Output, stderr: Output) -> None:
         super().__init__(f"{shown(args[0])} wrote more than {limit} bytes")
@@ -126,11 +161,14 @@ class CopyFailed(SandboxError):
     The program has been ended, or was cut off from its streams; `stdout` and `stderr` have what was captured.
     """
 
+    expected = "no error"
+
     def __init__(self, args: tuple[str, ...], stream: str, error: OSError, stdout: Output, stderr: Output) -> None:
         super().__init__(f"{shown(args[0])}: copying {stream} failed: {error.strerror}")
         self.cmd: tuple[str, ...] = args
         self.stream: str = stream
         self.errno: int | None = error.errno
+        self.hint: str = remedy(error)
         self.stdout: Any = stdout
         self.stderr: Any = stderr
 
@@ -138,17 +176,29 @@ class CopyFailed(SandboxError):
 class OutOfMemory(SandboxGone):
     """The sandbox used more memory than its limit, and was ended."""
 
+    expected = "a guest within its limit"
+    hint = "allow more memory, or give the guest less to do at once"
+
 
 class TooManyProcesses(SandboxGone):
     """The guest had more processes than its limit, and the sandbox ended of it."""
+
+    expected = "a guest within its limit"
+    hint = "allow more processes, or have the guest wait for those that ended"
 
 
 class OutOfDisk(SandboxGone):
     """The guest wrote more to its layer on disk than its limit, and the sandbox was ended."""
 
+    expected = "a guest within its limit"
+    hint = "allow more disk, or give the guest a directory to write to"
+
 
 class LifetimeExpired(SandboxGone, TimeoutExpired):
     """The sandbox lived as long as it may, and was ended."""
+
+    expected = "an end in time"
+    hint = "allow a longer lifetime"
 
     stdout: Any = subprocess.TimeoutExpired.stdout  # which is `output` too
     stderr: Any

@@ -24,6 +24,7 @@ from nucleus_gvisor.model.errors import (
     Limit,
     PinMismatch,
     StepFailed,
+    remedy,
     shown,
 )
 from nucleus_gvisor.model.states import LaunchState
@@ -111,7 +112,14 @@ def plan(
     try:
         path = None if runsc_path is None else os.path.abspath(runsc_path)
     except OSError as error:  # the working directory is gone
-        refusal = BadPath("cannot be looked at", step="Resolve", path=runsc_path, observed=error.strerror)
+        refusal = BadPath(
+            "cannot be looked at",
+            step="Resolve",
+            path=runsc_path,
+            observed=error.strerror,
+            expected="a path that can be looked at",
+            hint="go to a directory that exists, or name the path from /",
+        )
         return [_refusal("Resolve", refusal)]
     asked = limits or Limits()
     held = Held(asked, asked.watched)
@@ -143,7 +151,9 @@ class _Dry(Launch):
         except LaunchError as error:
             self._operations.append(_refusal(self._step, error))
         except OSError as error:  # pragma: no cover - a disk that fails to read: all else is an error of its own
-            failed = StepFailed("system call failed", step=self._step, observed=str(error))
+            failed = StepFailed(
+                "system call failed", step=self._step, observed=str(error), expected="no error", hint=remedy(error)
+            )
             self._operations.append(_refusal(self._step, failed))
         finally:
             if self._judged is not None:
@@ -290,6 +300,7 @@ class _Dry(Launch):
                 path=base + b"/" + component.encode(),
                 observed="its lock is taken",
                 hint="choose another id, or wait for that launch to end",
+                expected="an id that no launch holds",
             )
 
     @staticmethod
@@ -501,7 +512,14 @@ def _judge_record(path: Path) -> None:
     except OSError as error:
         problem = str(error.strerror)
     if problem:
-        raise BadArgument("the record cannot be written", step="Resolve", path=path, observed=problem)
+        raise BadArgument(
+            "the record cannot be written",
+            step="Resolve",
+            path=path,
+            observed=problem,
+            expected="a file that can be written",
+            hint="name another file, in a directory that you can write",
+        )
 
 
 # ---- printing ----

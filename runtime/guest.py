@@ -62,7 +62,11 @@ def program(machine: str | None = None) -> bytes:
     machine = machine or os.uname().machine
     if machine not in CODE:
         raise Unsupported(
-            "no guest program for this machine", step="Prepare", observed=machine, expected=", ".join(CODE)
+            "no guest program for this machine",
+            step="Prepare",
+            observed=machine,
+            expected=", ".join(CODE),
+            hint="gVisor runs on those machines alone",
         )
     code = CODE[machine]
     size = _HEADERS + len(code)

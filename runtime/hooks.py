@@ -159,7 +159,13 @@ def _judged(name: str, hook: dict[str, Any], identity: Identity) -> Hook:
             if head.startswith(b"#!"):
                 linux.close(_opened(_interpreter(head, path), identity)[0])
             elif problem := elf.fault(fd, os.fstat(fd).st_size):
-                raise BadBundle("neither a program nor a script", path=path, observed=problem)
+                raise BadBundle(
+                    "neither a program nor a script",
+                    path=path,
+                    observed=problem,
+                    expected="an ELF executable, or a script that begins with #!",
+                    hint="name a program of this machine in the bundle's hooks",
+                )
             args = tuple(hook.get("args") or [hook["path"]])
             pairs = (os.fsencode(entry).partition(b"=") for entry in hook.get("env") or [])
             env = {variable: value for variable, _, value in pairs}
@@ -183,7 +189,13 @@ def _interpreter(head: bytes, path: bytes) -> bytes:
     line, newline, _ = head.removeprefix(b"#!").partition(b"\n")
     words = line.split()
     if not newline or not words or not words[0].startswith(b"/"):
-        raise BadBundle("a script without an interpreter", path=path, observed=line[:80], expected="#!/ABSOLUTE/PATH")
+        raise BadBundle(
+            "a script without an interpreter",
+            path=path,
+            observed=line[:80],
+            expected="#!/ABSOLUTE/PATH",
+            hint="begin the script with #! and its interpreter's path",
+        )
     return words[0]
 
 
@@ -234,7 +246,14 @@ def _run(hook: Hook, state: dict[str, Any]) -> None:
 
 
 def _failed(hook: Hook, observed: str, expected: str) -> HookFailed:
-    return HookFailed(f"hooks.{hook.name} failed", step="Exec", path=hook.path, observed=observed, expected=expected)
+    return HookFailed(
+        f"hooks.{hook.name} failed",
+        step="Exec",
+        path=hook.path,
+        observed=observed,
+        expected=expected,
+        hint="mend the hook, or take it out of the bundle",
+    )
 
 
 class _Running:

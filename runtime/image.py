@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from nucleus_gvisor.model.errors import BadArgument, BadPath, NotFound, Unsupported, Untrusted
+from nucleus_gvisor.model.errors import BadArgument, BadPath, NotFound, Unsupported, Untrusted, remedy
 from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime import guest, interpreter
 from nucleus_gvisor.runtime.bundle import HostPath, OciBundle
@@ -182,7 +182,14 @@ def _write_note(fd: int, path: str, made_with: Mapping[str, Any]) -> None:
         where = f"{path}/{IMAGE}"
         names = sorted(os.listdir(folder))
         if not names:
-            raise BadPath("not a checkpoint", step="Prepare", path=where, observed="an empty directory")
+            raise BadPath(
+                "not a checkpoint",
+                step="Prepare",
+                path=where,
+                observed="an empty directory",
+                expected="the files of a checkpoint",
+                hint="take the checkpoint again",
+            )
         files = {}
         for name in names:
             if name not in FILES:
@@ -192,6 +199,7 @@ def _write_note(fd: int, path: str, made_with: Mapping[str, Any]) -> None:
                     path=f"{where}/{name}",
                     observed="a name that no release of runsc writes",
                     expected=", ".join(FILES),
+                    hint="take the checkpoint again, into a new directory",
                 )
             files[name] = _content(folder, name, where)[1]
     finally:
@@ -217,7 +225,14 @@ def judged(directory: HostPath) -> Image:
         try:
             folder = os.open(IMAGE, _DIRECTORY, dir_fd=fd)
         except OSError as error:
-            raise BadPath("not a checkpoint", step="Prepare", path=where, observed=error.strerror) from error
+            raise BadPath(
+                "not a checkpoint",
+                step="Prepare",
+                path=where,
+                observed=error.strerror,
+                expected=f"{IMAGE}/, as `checkpoint` writes it",
+                hint="take the checkpoint again",
+            ) from error
         try:
             _judge_owner(os.fstat(folder), where)
             found = []
@@ -252,10 +267,19 @@ def _read_note(fd: int, path: str) -> dict[str, Any]:
             path=path,
             observed="no note of what it was made with" if names else "an empty directory",
             expected=f"{NOTE} and {IMAGE}/, as `checkpoint` writes them",
-            hint="an image without a note is of an earlier version: take the checkpoint again" if names else "",
+            hint="an image without a note is of an earlier version: take the checkpoint again"
+            if names
+            else "name the directory that `checkpoint` was given",
         ) from error
     except OSError as error:
-        raise Untrusted("not a checkpoint's note", step="Prepare", path=where, observed=error.strerror) from error
+        raise Untrusted(
+            "not a checkpoint's note",
+            step="Prepare",
+            path=where,
+            observed=error.strerror,
+            expected=f"{NOTE}, a file that this user can read",
+            hint=remedy(error),
+        ) from error
     with open(file, "rb") as opened_:
         _judge_file(os.fstat(file), where)
         text = opened_.read(MAX_NOTE + 1)
@@ -281,10 +305,22 @@ def _content(folder: int, name: str, where: str) -> tuple[FileId, dict[str, Any]
     try:
         fd = os.open(name, _FILE, dir_fd=folder)
     except FileNotFoundError as error:
-        raise NotFound("not a whole checkpoint", step="Prepare", path=f"{where}/{name}", observed="missing") from error
+        raise NotFound(
+            "not a whole checkpoint",
+            step="Prepare",
+            path=f"{where}/{name}",
+            observed="missing",
+            expected="every file that the note names",
+            hint="take the checkpoint again",
+        ) from error
     except OSError as error:
         raise Untrusted(
-            "not a file of a checkpoint", step="Prepare", path=f"{where}/{name}", observed=error.strerror
+            "not a file of a checkpoint",
+            step="Prepare",
+            path=f"{where}/{name}",
+            observed=error.strerror,
+            expected="a plain file that this user can read",
+            hint=remedy(error),
         ) from error
     try:
         status = os.fstat(fd)
@@ -343,6 +379,7 @@ def _judge_file(status: os.stat_result, path: str) -> None:
             path=path,
             observed=f"{stat.filemode(status.st_mode)}, owner uid {status.st_uid}",
             expected=f"a file of uid {os.geteuid()}'s, not writable by group or others",
+            hint="take the checkpoint again, as the user who restores it",
         )
 
 

@@ -28,6 +28,7 @@ from nucleus_gvisor.model.errors import (
     SafetyViolation,
     StepFailed,
     Unsupported,
+    remedy,
 )
 from nucleus_gvisor.model.facts import Facts
 from nucleus_gvisor.model.machine import LaunchMachine, fresh
@@ -251,11 +252,22 @@ class Launch:
         """End in Failed, and say why: what the steps found rather than the guard that refused because of it."""
         reason = self._trouble if isinstance(error, GuardRefused) and self._trouble is not None else error
         if isinstance(reason, OSError):
-            told: LaunchError = StepFailed("system call failed", observed=str(reason))
+            told: LaunchError = StepFailed(
+                "system call failed", observed=str(reason), expected="no error", hint=remedy(reason)
+            )
             told.__cause__ = reason
             reason = told
         else:
-            told = reason if isinstance(reason, LaunchError) else StepFailed(f"interrupted by {type(reason).__name__}")
+            told = (
+                reason
+                if isinstance(reason, LaunchError)
+                else StepFailed(
+                    f"interrupted by {type(reason).__name__}",
+                    observed=repr(reason),
+                    expected="a launch that is left to end",
+                    hint="launch again: nothing was left behind",
+                )
+            )
         self._trouble = told
         if self.machine is None:
             self._unwind()
@@ -307,7 +319,9 @@ class Launch:
         except LaunchError as error:
             self._trouble = error
         except OSError as error:
-            self._trouble = StepFailed("system call failed", observed=str(error))
+            self._trouble = StepFailed(
+                "system call failed", observed=str(error), expected="no error", hint=remedy(error)
+            )
             self._trouble.__cause__ = error
 
     # ---- Resolve ----
@@ -335,6 +349,7 @@ class Launch:
                 step="Resolve",
                 observed=f"{side} in gvisor-bin",
                 hint='stage="auto"',
+                expected='stage="auto" or stage="copy"',
             )
 
     def _resolve(self, _: Facts) -> Mapping[str, object]:
@@ -456,6 +471,7 @@ class Launch:
                 path=named,
                 expected="no network namespace path: the launch makes one",
                 hint='enforcement="off" enters it, unconfined',
+                observed="named in linux.namespaces",
             )
         if not locked and not named:
             raise BadBundle(
@@ -463,6 +479,7 @@ class Launch:
                 step="Prepare",
                 observed="none named in the bundle, and without mount-locked none is made",
                 hint="add linux.namespaces {type: network, path: /run/netns/NAME} to the bundle",
+                expected="one of the host's, named in the bundle",
             )
 
     def _prepare(self, _: Facts) -> Mapping[str, object]:
@@ -592,7 +609,11 @@ class Launch:
         locked = confinement is Confinement.MOUNT_LOCKED
         if staged.method == "set" and not locked:
             raise Unsupported(
-                "the set is staged on a tmpfs that only mount-locked makes", step="Confine", hint='stage="copy"'
+                "the set is staged on a tmpfs that only mount-locked makes",
+                step="Confine",
+                hint='stage="copy"',
+                observed=f"confinement {confinement and confinement.value}",
+                expected='confinement="mount-locked"',
             )
         if guest.missing and not locked:  # there is no other tree than the caller's to make them in
             target, is_directory = guest.missing[0]
@@ -746,7 +767,13 @@ class Launch:
         image = linux.open(self.place.path + b"/set/runsc", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         # On a read-only tmpfs that this launch alone reaches.
         if list(file_id(os.fstat(image))) != list(self.confined.shown["image"]):  # pragma: no cover - none can swap it
-            raise SafetyViolation("not the image that the child made", step="Exec", path=self.place.path)
+            raise SafetyViolation(
+                "not the image that the child made",
+                step="Exec",
+                path=self.place.path,
+                observed="another file",
+                expected="the file that the child showed",
+            )
         return image
 
     def ask(self) -> runsc.Release:

@@ -107,7 +107,13 @@ class Limits:
 
 
 def _bad(name: str, value: object, expected: str) -> BadArgument:
-    return BadArgument(f"{name} refused", step="Resolve", observed=repr(value)[:120], expected=expected)
+    return BadArgument(
+        f"{name} refused",
+        step="Resolve",
+        observed=repr(value)[:120],
+        expected=expected,
+        hint=f"leave {name} away to have its default",
+    )
 
 
 def _judge(name: str, value: Any, least: float, most: float) -> None:
@@ -232,7 +238,11 @@ class Held:
         except OSError as error:
             if self.limits.enforcement is Enforcement.REQUIRED:
                 raise LimitUnavailable(
-                    "a cgroup cannot be made", step="Exec", observed=str(error), hint="limits: best_effort"
+                    "a cgroup cannot be made",
+                    step="Exec",
+                    observed=str(error),
+                    hint="limits: best_effort",
+                    expected="a cgroup of ours below the caller's",
                 ) from error
             self.release(pid)
             self._of.clear()  # what was made is listed, and is removed afterwards

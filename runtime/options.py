@@ -89,7 +89,11 @@ class Writable(StrEnum):
             return cls(value)  # type: ignore[arg-type]
         except ValueError:
             raise BadArgument(
-                "writable refused", step="Resolve", observed=repr(value)[:120], expected=f"a bool, {', '.join(cls)}"
+                "writable refused",
+                step="Resolve",
+                observed=repr(value)[:120],
+                expected=f"a bool, {', '.join(cls)}",
+                hint='True means writable="memory"',
             ) from None
 
 
@@ -124,6 +128,7 @@ def judge_id(container_id: str) -> str:
             step="Resolve",
             observed=repr(container_id)[:120],
             expected="1 to 64 of A-Z a-z 0-9 _ . + -, the first a letter or digit",
+            hint="leave the id away to have one made",
         )
     return container_id
 
@@ -132,7 +137,13 @@ def judge_pin(pin: str) -> str:
     """The pin as 64 lower-case hex digits, or BadArgument."""
     text = pin.lower().removeprefix("sha256:") if isinstance(pin, str) else ""
     if not _SHA256.fullmatch(text):
-        raise BadArgument("pin refused", step="Resolve", observed=repr(pin)[:120], expected="a SHA-256 in hex")
+        raise BadArgument(
+            "pin refused",
+            step="Resolve",
+            observed=repr(pin)[:120],
+            expected="a SHA-256 in hex",
+            hint="`sha256sum RUNSC` prints it",
+        )
     return text
 
 
@@ -193,7 +204,11 @@ class GVisorOciRunOptions:
                 object.__setattr__(self, name, kind(getattr(self, name)))
             except ValueError as error:
                 raise BadArgument(
-                    f"{name} refused", step="Resolve", observed=getattr(self, name), expected=", ".join(kind)
+                    f"{name} refused",
+                    step="Resolve",
+                    observed=getattr(self, name),
+                    expected=", ".join(kind),
+                    hint=f"leave {name} away to have its default",
                 ) from error
         if self.pin is not None:
             object.__setattr__(self, "pin", judge_pin(self.pin))
@@ -204,6 +219,7 @@ class GVisorOciRunOptions:
                 step="Resolve",
                 observed=self.enforcement.value,
                 expected="required",
+                hint='enforcement="required", or no require_supervisor_exec_policy',
             )
         self._judge_scope()
 
@@ -226,7 +242,11 @@ class GVisorOciRunOptions:
     def _judge_scope(self) -> None:
         if self.signal_scope is Enforcement.OFF:
             raise BadArgument(
-                "signal_scope refused", step="Resolve", observed="off", expected="required or best_effort"
+                "signal_scope refused",
+                step="Resolve",
+                observed="off",
+                expected="required or best_effort",
+                hint='signal_scope="best_effort" launches where the kernel has none, and says so',
             )
         locked = self.confinement is Confinement.MOUNT_LOCKED and self.enforcement is Enforcement.REQUIRED
         if self.signal_scope is Enforcement.REQUIRED and not locked:
@@ -235,6 +255,7 @@ class GVisorOciRunOptions:
                 step="Resolve",
                 observed=f"{self.enforcement.value}, {self.confinement.value}",
                 expected="enforcement required and confinement mount-locked",
+                hint='signal_scope="best_effort"',
             )
 
 

@@ -88,11 +88,18 @@ def kill(container_id: str, base: os.PathLike[str] | None = None) -> Running:
                         poll = select.poll()
                         poll.register(pidfd, select.POLLIN)
                         if not poll.poll(PATIENCE * 1000):  # pragma: no cover - stuck in the kernel, not to be made
-                            raise StepFailed("the supervisor does not end", observed=f"pid {one.pid}")
+                            raise StepFailed(
+                                "the supervisor does not end",
+                                observed=f"pid {one.pid}",
+                                expected="its end within seconds",
+                                hint="look at it in /proc: the kernel does not end a process that waits for a device",
+                            )
                 finally:
                     os.close(pidfd)
             return one
-    raise BadArgument("no such sandbox runs", observed=container_id, hint="nucleus-gvisor ps")
+    raise BadArgument(
+        "no such sandbox runs", observed=container_id, hint="nucleus-gvisor ps", expected="the id of a living sandbox"
+    )
 
 
 def gc(base: os.PathLike[str] | None = None) -> list[str]:

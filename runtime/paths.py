@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from nucleus_gvisor.model.errors import BadBase, BadPath, LaunchError, NotFound, StepFailed, Symlink, Untrusted
+from nucleus_gvisor.model.errors import BadBase, BadPath, LaunchError, NotFound, StepFailed, Symlink, Untrusted, remedy
 from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.identity import Identity
 
@@ -39,14 +39,14 @@ def described(status: os.stat_result) -> str:
 
 
 @contextmanager
-def calls(step: str, path: bytes, *, expected: str | None = None, hint: str = "") -> Iterator[None]:
+def calls(step: str, path: bytes, *, expected: str = "no error", hint: str = "") -> Iterator[None]:
     """Turn an OSError in the block into StepFailed that names the step and the path."""
     try:
         yield
     except OSError as error:
         observed = error.strerror or str(error)
         raise StepFailed(
-            "system call failed", step=step, path=path, observed=observed, expected=expected, hint=hint
+            "system call failed", step=step, path=path, observed=observed, expected=expected, hint=hint or remedy(error)
         ) from error
 
 
@@ -111,7 +111,14 @@ class Walk:
         """
         pending = components(path, BadPath, "Resolve")[::-1]
         if not pending:
-            raise BadPath("path refused", step="Resolve", path=path, expected="a file")
+            raise BadPath(
+                "path refused",
+                step="Resolve",
+                path=path,
+                expected="a file",
+                observed="no name in it",
+                hint="name the file itself",
+            )
         links = 0
         try:
             self._restart()
@@ -133,14 +140,42 @@ class Walk:
                     return Found(linux.dup(self._stack[-2][1]), name, here, self._unmapped)
                 else:
                     if not stat.S_ISDIR(status.st_mode):
-                        raise NotFound("not found", step="Resolve", path=path, observed="not a directory on the way")
+                        raise NotFound(
+                            "not found",
+                            step="Resolve",
+                            path=path,
+                            observed="not a directory on the way",
+                            expected="a file",
+                            hint="name a path that is there",
+                        )
                     self._note(status)
                     judge_directory(status, here, self._identity)
-            raise BadPath("path refused", step="Resolve", path=path, observed="leads to a directory")
+            raise BadPath(
+                "path refused",
+                step="Resolve",
+                path=path,
+                observed="leads to a directory",
+                expected="a file",
+                hint="name the file itself",
+            )
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise NotFound("not found", step="Resolve", path=path, observed=error.strerror) from error
+            raise NotFound(
+                "not found",
+                step="Resolve",
+                path=path,
+                observed=error.strerror,
+                expected="a file",
+                hint="name a path that is there",
+            ) from error
         except OSError as error:
-            raise BadPath("cannot be looked at", step="Resolve", path=path, observed=error.strerror) from error
+            raise BadPath(
+                "cannot be looked at",
+                step="Resolve",
+                path=path,
+                observed=error.strerror,
+                expected="a path that this user can look at",
+                hint=remedy(error),
+            ) from error
         finally:
             self._close()
 
@@ -164,9 +199,17 @@ class Walk:
                 path=here,
                 observed=described(status),
                 expected=f"owner root or uid {self._identity.uid}",
+                hint="name the path that it leads to",
             )
         if links > MAX_LINKS:
-            raise Symlink("too many links", step="Resolve", path=here, observed=links, expected=MAX_LINKS)
+            raise Symlink(
+                "too many links",
+                step="Resolve",
+                path=here,
+                observed=links,
+                expected=MAX_LINKS,
+                hint="name the path that they lead to",
+            )
         self._note(status)
         target = os.readlink(b"", dir_fd=self._stack[-1][1])
         linux.close(self._stack.pop()[1])

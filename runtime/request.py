@@ -169,7 +169,13 @@ def request(
     if disk is None and where is Writable.DISK:
         disk = DISK_DEFAULT
     elif disk is not None and where is not Writable.DISK:
-        raise BadArgument("disk refused", step="Resolve", observed=f"writable {writable}", expected="writable='disk'")
+        raise BadArgument(
+            "disk refused",
+            step="Resolve",
+            observed=f"writable {writable}",
+            expected="writable='disk'",
+            hint='writable="disk", or no bound for the disk',
+        )
     how = {
         "rootfs": rootfs,
         "mounts": [*asked, *_scratch(start, asked)],

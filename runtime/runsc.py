@@ -135,6 +135,7 @@ def read_answers(answers: list[tuple[int, bytes]]) -> Release:
             step="Confine",
             observed=f"--version: wait status {status}, {version[:120]!r}",
             expected="runsc version ...",
+            hint="name gVisor's own runsc",
         )
     text = listed.decode("utf-8", "replace")
     flags = {flag: " ".join(says.split()) for flag, says in _FLAG.findall(text)}
@@ -149,6 +150,7 @@ def _platforms(flags: str) -> tuple[tuple[str, ...], str]:
             step="Confine",
             observed=flags[:120],
             expected="-platform in the output of `runsc flags`",
+            hint="name gVisor's own runsc",
         )
     names = tuple(name.split()[0] for name in match[1].split(",") if name.split())
     return names, match[2]
@@ -222,6 +224,7 @@ def judge_network(release: Release, options: GVisorOciRunOptions, *, rootless: b
             step="Confine",
             observed="runsc_rootless=True",
             hint='leave runsc_rootless=True away, or take network="none" or network="host"',
+            expected="a runsc that is not told to be rootless",
         )
     if rootless:
         raise Unsupported(
@@ -241,6 +244,7 @@ def judge_restore(release: Release, options: GVisorOciRunOptions, *, rootless: b
             step="Confine",
             observed="runsc_rootless=True",
             hint="leave runsc_rootless=True away",
+            expected="a runsc that is not told to be rootless",
         )
     if rootless:
         raise Unsupported(

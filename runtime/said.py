@@ -17,7 +17,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nucleus_gvisor.model.errors import BadBase, StepFailed, shown
+from nucleus_gvisor.model.errors import BadBase, StepFailed, remedy, shown
 from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.errors import CannotExec, SandboxError, SandboxGone, StartFailed
 from nucleus_gvisor.runtime.host import start_cause
@@ -66,7 +66,13 @@ class Said:
                 self._keep(debug_dir, name, identity)
         except OSError as error:
             self.close()
-            raise StepFailed("runsc's logs cannot be made", step="Prepare", observed=error.strerror) from error
+            raise StepFailed(
+                "runsc's logs cannot be made",
+                step="Prepare",
+                observed=error.strerror,
+                expected="no error",
+                hint=remedy(error),
+            ) from error
         except BaseException:
             self.close()
             raise

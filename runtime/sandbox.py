@@ -1114,9 +1114,12 @@ class Sandbox:
         """
         release = self._process.release
         if release is None or (release.date or 0) < runsc.KNOWN_LEAVE_RUNNING:
-            raise RunscFailed(f"runsc checkpoint: no image of this release can be restored: {release and release.text}")
+            why = f"runsc checkpoint: no image of this release can be restored: {release and release.text}"
+            raise RunscFailed(why, hint="install a release of 2024 or later")
         if self._running():
-            raise RunscFailed("runsc checkpoint: a command runs, and its streams cannot be kept")
+            raise RunscFailed(
+                "runsc checkpoint: a command runs, and its streams cannot be kept", hint="wait for it, or end it"
+            )
         # Left to itself runsc ends the sandbox, and with it the attendant and this command, before anybody has heard
         # whether the image is whole. So it is left running, but does nothing any more.
         stop = not leave_running and not self._paused

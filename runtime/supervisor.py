@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from types import BuiltinFunctionType
 from typing import Any
 
-from nucleus_gvisor.model.errors import StepFailed
+from nucleus_gvisor.model.errors import StepFailed, remedy
 from nucleus_gvisor.runtime import _child, interpreter, orphans
 from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.descriptor import Descriptor
@@ -98,7 +98,8 @@ class Supervisor:
                 "no child process",
                 step="Confine",
                 observed=str(error),
-                hint="pidfds need Linux 5.4, and a seccomp filter that knows them" if lacking else "",
+                hint="pidfds need Linux 5.4, and a seccomp filter that knows them" if lacking else remedy(error),
+                expected="a process with a pidfd",
             ) from error
         finally:
             # Interrupted before it was in `main`, whose end is its own: never its caller's code.
@@ -173,7 +174,11 @@ class Supervisor:
         except TimeoutError:
             self.end()
             raise StepFailed(
-                "the child does not answer", step="Confine", observed=f"silent for {PATIENCE:.0f} s"
+                "the child does not answer",
+                step="Confine",
+                observed=f"silent for {PATIENCE:.0f} s",
+                expected="an answer",
+                hint="launch again when the host is less busy",
             ) from None
         except ConnectionResetError:  # it died with our last word unread
             packet = b""
@@ -185,7 +190,13 @@ class Supervisor:
         except (BrokenPipeError, ConnectionResetError):
             pass  # a dead child is heard of by `hear`
         except OSError as error:  # one that lives would be waited for
-            raise StepFailed("the child cannot be told", step="Exec", observed=error.strerror) from error
+            raise StepFailed(
+                "the child cannot be told",
+                step="Exec",
+                observed=error.strerror,
+                expected="no error",
+                hint=remedy(error),
+            ) from error
 
     def hang_up(self) -> None:
         _close(self._link)

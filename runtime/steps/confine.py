@@ -16,6 +16,7 @@ from nucleus_gvisor.model.errors import (
     NotProved,
     SafetyViolation,
     StepFailed,
+    remedy,
 )
 from nucleus_gvisor.runtime import _child, _linux, interpreter, runsc
 from nucleus_gvisor.runtime.options import Confinement, Enforcement, GVisorOciRunOptions, NetworkMode, Platform, Program
@@ -114,7 +115,13 @@ def map_all_ids(pid: int) -> bool:
             done = True
     except OSError as error:
         if done:
-            raise StepFailed("ids cannot be mapped", step="Confine", observed=str(error)) from error
+            raise StepFailed(
+                "ids cannot be mapped",
+                step="Confine",
+                observed=str(error),
+                expected="a map that the kernel takes",
+                hint=remedy(error),
+            ) from error
     return done
 
 
@@ -130,7 +137,13 @@ def refuse_incompatible(options: GVisorOciRunOptions) -> None:
             hint='confinement="mount-locked"',
         )
     if options.confinement is Confinement.LANDLOCK and not _linux.landlock_abi():
-        raise ConfineFailed("the kernel has no Landlock", step="Confine", expected="Linux 5.13 with lsm=landlock")
+        raise ConfineFailed(
+            "the kernel has no Landlock",
+            step="Confine",
+            expected="Linux 5.13 with lsm=landlock",
+            observed="none",
+            hint='confinement="mount-locked" needs none',
+        )
 
 
 def look_again(confined: Confined, plan: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,7 +155,9 @@ def look_again(confined: Confined, plan: Mapping[str, Any]) -> dict[str, Any]:
     told = {"mnt": shown["mount_namespace"], "user": shown["user_namespace"]}
     ours = {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in seen}
     if None in seen.values():
-        raise StepFailed("the child cannot be looked at", step="Confine", observed=seen, hint="was it killed?")
+        raise StepFailed(
+            "the child cannot be looked at", step="Confine", observed=seen, hint="was it killed?", expected=told
+        )
     if seen != told or any(seen[kind] == ours[kind] for kind in seen):
         raise SafetyViolation(
             "the child is not in the namespaces that it says", step="Confine", observed=seen, expected=told
@@ -155,7 +170,13 @@ def _refusal(child: Supervisor, plan: Mapping[str, Any], word: str, rest: list[A
     if word == "end":
         status = child.await_exit_status()
         if status is not None and status.si_code != os.CLD_EXITED:
-            return StepFailed("the child was killed", step="Confine", observed=f"signal {status.si_status}")
+            return StepFailed(
+                "the child was killed",
+                step="Confine",
+                observed=f"signal {status.si_status}",
+                expected="an answer",
+                hint="was it killed for memory? the kernel's log says so",
+            )
         return NotProved(
             "a host program could be executed from inside",
             step="Confine",
@@ -165,9 +186,17 @@ def _refusal(child: Supervisor, plan: Mapping[str, Any], word: str, rest: list[A
         )
     kind, what, number, text = rest
     if kind == "proof":
-        return NotProved("the confinement does not hold", step="Confine", path=what, observed=text)
+        return NotProved(
+            "the confinement does not hold",
+            step="Confine",
+            path=what,
+            observed=text,
+            expected="that nothing outside can be reached",
+        )
     if kind == "changed":
-        return SafetyViolation("changed after it was judged", step="Confine", path=what, observed=text)
+        return SafetyViolation(
+            "changed after it was judged", step="Confine", path=what, observed=text, expected="what was judged"
+        )
     if kind == "bind":
         return StepFailed(
             "cannot be shown to the guest",
@@ -175,6 +204,7 @@ def _refusal(child: Supervisor, plan: Mapping[str, Any], word: str, rest: list[A
             path=what,
             observed=text,
             hint="copy it to a file system that is not mounted noexec or nosuid",
+            expected="a path that can be mounted for the guest",
         )
     if kind == "points":
         return StepFailed(
@@ -186,7 +216,13 @@ def _refusal(child: Supervisor, plan: Mapping[str, Any], word: str, rest: list[A
             hint="make it in the rootfs",
         )
     if kind == "defect":
-        return StepFailed("the child failed", step="Confine", observed=text)
+        return StepFailed(
+            "the child failed",
+            step="Confine",
+            observed=text,
+            expected="no exception",
+            hint="report it: it is a defect of this library",
+        )
     hint = "see `nucleus-gvisor doctor`"
     if "unshare" in text:
         hint = (
@@ -197,7 +233,13 @@ def _refusal(child: Supervisor, plan: Mapping[str, Any], word: str, rest: list[A
         hint = "the scope of signals needs Linux 6.12 with Landlock: see `nucleus-gvisor doctor`, or do not require it"
     elif number == errno.ENOSYS:
         hint = "the kernel is too old, or a seccomp filter hides the call: see `nucleus-gvisor doctor`"
-    error = ConfineFailed(f"cannot confine: {what}", step="Confine", observed=text, hint=hint)
+    error = ConfineFailed(
+        f"cannot confine: {what}",
+        step="Confine",
+        observed=text,
+        hint=hint,
+        expected="a kernel and a host that permit it",
+    )
     error.__cause__ = OSError(number, text)
     return error
 
@@ -265,4 +307,6 @@ def lay_out_on_disk(directory: int, child_plan: dict[str, Any]) -> None:
             step="Confine",
             path=child_plan["place"],
             observed=error.strerror,
+            expected="no error",
+            hint=remedy(error),
         ) from error

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from nucleus_gvisor.model.errors import ChildDied, ExecFailed, SafetyViolation
+from nucleus_gvisor.model.errors import ChildDied, ExecFailed, SafetyViolation, remedy
 from nucleus_gvisor.runtime import _child, _linux
 from nucleus_gvisor.runtime.options import Confinement
 from nucleus_gvisor.runtime.paths import FileId
@@ -30,7 +30,13 @@ def in_child(confined: Confined, argv: list[bytes], env: dict[bytes, bytes]) -> 
         word, *rest = child.hear()
         if word == "exec failed":
             number, text = rest
-            raise ExecFailed("the image cannot be executed", step="Exec", observed=text) from OSError(number, text)
+            raise ExecFailed(
+                "the image cannot be executed",
+                step="Exec",
+                observed=text,
+                expected="the sealed image to be executed",
+                hint=remedy(OSError(number, text)),
+            ) from OSError(number, text)
         executable = child.executable()
         status = child.exit_status()
         if executable == image or (executable is None and _ended_as_a_program(child, status, named)):
@@ -40,7 +46,13 @@ def in_child(confined: Confined, argv: list[bytes], env: dict[bytes, bytes]) -> 
             raise SafetyViolation("something else is executed", step="Exec", observed=executable, expected=image)
     status = child.await_exit_status()
     how = f"signal {status.si_status}" if status and status.si_code != os.CLD_EXITED else "it exited"
-    raise ChildDied("the child died before execve", step="Exec", observed=how)
+    raise ChildDied(
+        "the child died before execve",
+        step="Exec",
+        observed=how,
+        expected="that it executes runsc",
+        hint="was it killed for memory? the kernel's log says so",
+    )
 
 
 def _ended_as_a_program(child: Supervisor, status: os.waitid_result | None, named: bool) -> bool:
@@ -68,6 +80,7 @@ def join(confined: Confined, plan: Mapping[str, Any]) -> None:
             step="Exec",
             observed=f"{threads()} threads",
             hint="use spawn, or run in a process of its own",
+            expected="one thread",
         )
     locked = plan["confinement"] == Confinement.MOUNT_LOCKED.value
     try:
@@ -82,7 +95,9 @@ def join(confined: Confined, plan: Mapping[str, Any]) -> None:
         elif plan["confinement"] == Confinement.LANDLOCK.value:
             _child.restrict(plan["allow"])
     except OSError as error:
-        raise ExecFailed("cannot enter the confinement", step="Exec", observed=str(error)) from error
+        raise ExecFailed(
+            "cannot enter the confinement", step="Exec", observed=str(error), expected="no error", hint=remedy(error)
+        ) from error
     finally:
         child.end()
     if locked:
@@ -117,6 +132,7 @@ def in_place(image: int, argv: list[bytes], env: dict[bytes, bytes]) -> NoReturn
             step="Exec",
             observed=error.strerror,
             hint="this process has entered the confinement: it must exit",
+            expected="the sealed image to be executed",
         )
         failed.restricted = True
         raise failed from error

@@ -35,4 +35,5 @@ def _remove(place: Place) -> None:
             path=path,
             observed="; ".join(map(str, problems)),
             hint="the next launch here collects it",
+            expected="an empty place",
         ) from problems[0]

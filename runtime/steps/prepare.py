@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nucleus_gvisor.model.errors import BadBundle, LaunchError, Refused, Unsupported
+from nucleus_gvisor.model.errors import BadBundle, LaunchError, Refused, Unsupported, remedy
 from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime import cleanup
 from nucleus_gvisor.runtime.bundle import OciBundle
@@ -100,7 +100,14 @@ def look_at_bundle(bundle: OciBundle, writable: Writable = Writable.MEMORY, *own
         # Read-only whatever the guest may write: what is kept elsewhere never reaches the directory.
         root = _source(os.fsencode(bundle.rootfs), "rootfs", how is not Writable.HOST, True)
         if not root.is_directory:
-            raise BadBundle("rootfs is not a directory", step="Prepare", path=root.path)
+            raise BadBundle(
+                "rootfs is not a directory",
+                step="Prepare",
+                path=root.path,
+                observed="a file",
+                expected="a directory",
+                hint="name the directory that holds the guest's files",
+            )
         sources.append(root)
     if how is Writable.HOST:
         _judge_written(sources[0].path if sources else None)
@@ -198,7 +205,7 @@ def require_disk(fd: int, path: bytes) -> None:
             path=path,
             observed=f"{kind}, which is memory" if kind else "a file system that is not told",
             expected="an artifact base on disk, with no : or , in its path",
-            hint="name one: runtime_dir=, artifact_base= or --artifact-base",
+            hint='name one: artifact_base="DIR", which is runtime_dir of a Sandbox',
         )
 
 
@@ -264,6 +271,7 @@ def _source(path: bytes, target: str, readonly: bool, recursive: bool) -> Source
             path=path,
             observed=error.strerror,
             expected="a file or directory of the host",
+            hint="make it, or name another in the bundle",
         ) from error
     is_directory = stat.S_ISDIR(status.st_mode)
     return Source(real, file_id(status), target, readonly, recursive and is_directory, is_directory)
@@ -333,7 +341,12 @@ def _inside(rootfs: bytes, point: bytes) -> tuple[bytes, bool]:
             continue
         except OSError as error:
             raise BadBundle(
-                "a mount's place cannot be looked at", step="Prepare", path=path, observed=str(error)
+                "a mount's place cannot be looked at",
+                step="Prepare",
+                path=path,
+                observed=str(error),
+                expected="a path in the rootfs",
+                hint=remedy(error),
             ) from error
         if stat.S_ISLNK(status.st_mode) and (links := links + 1) <= MAX_LINKS:
             target = os.readlink(path)
@@ -346,5 +359,6 @@ def _inside(rootfs: bytes, point: bytes) -> tuple[bytes, bool]:
                 path=path,
                 observed=f"{stat.filemode(status.st_mode)}, on the way to {os.fsdecode(point)}",
                 expected="a directory",
+                hint="choose another target, or mend the rootfs",
             )
     return b"/" + b"/".join(here), there

@@ -156,7 +156,14 @@ def judge(path: bytes, identity: Identity, *, pin: str | None, store: bool = Fal
     # A Nix wrapper's target answers to the same rules; a wrapper's wrapper does not exist.
     opened = _open_judged(first, identity, pin is not None, system, wrapped=True) if isinstance(first, bytes) else first
     if isinstance(opened, bytes):  # pragma: no cover - with `wrapped` there is no target; the type cannot say it
-        raise NotElf("a wrapper of a wrapper", step="Resolve", path=path)
+        raise NotElf(
+            "a wrapper of a wrapper",
+            step="Resolve",
+            path=path,
+            observed="a script",
+            expected="an ELF executable",
+            hint="name the program that it ends in",
+        )
     runsc, found = opened
     try:
         if store and not os.fstatvfs(runsc.fd).f_flag & os.ST_RDONLY:
@@ -213,6 +220,7 @@ def _open_regular(found: Found) -> int:
                 path=found.path,
                 observed=f"type {kind!r}",
                 expected="a regular file",
+                hint="name runsc itself",
             )
     finally:
         linux.close(probe)
@@ -225,10 +233,18 @@ def _open_regular(found: Found) -> int:
             path=found.path,
             observed=error.strerror,
             hint="it must be readable to be verified",
+            expected="a file that this user can read",
         ) from error
     try:
         if file_id(os.fstat(fd)) != file_id(status):
-            raise Untrusted("replaced while it was opened", step="Resolve", path=found.path)
+            raise Untrusted(
+                "replaced while it was opened",
+                step="Resolve",
+                path=found.path,
+                observed="another file",
+                expected="the file that was judged",
+                hint="launch again once its installation is over",
+            )
     except BaseException:
         linux.close(fd)
         raise
@@ -290,7 +306,14 @@ def _has_capabilities(fd: int) -> bool:
 
 def _judge_program(fd: int, status: os.stat_result, path: bytes) -> None:
     if status.st_size > MAX_SIZE:
-        raise TooBig("too large", step="Resolve", path=path, observed=status.st_size, expected=f"<= {MAX_SIZE} bytes")
+        raise TooBig(
+            "too large",
+            step="Resolve",
+            path=path,
+            observed=status.st_size,
+            expected=f"<= {MAX_SIZE} bytes",
+            hint="name gVisor's own runsc",
+        )
     if problem := elf.fault(fd, status.st_size):
         raise NotElf(
             "not an executable for this machine",
@@ -298,6 +321,7 @@ def _judge_program(fd: int, status: os.stat_result, path: bytes) -> None:
             path=path,
             observed=problem,
             expected=f"ELF for {os.uname().machine}",
+            hint="install gVisor for this machine",
         )
 
 
@@ -318,7 +342,14 @@ def _wrapped_target(fd: int, status: os.stat_result, path: bytes) -> bytes | Non
             if match is None:
                 break
             if b".." in match[2].split(b"/"):
-                raise BadPath("the wrapper's target has ..", step="Resolve", path=path, observed=match[2])
+                raise BadPath(
+                    "the wrapper's target has ..",
+                    step="Resolve",
+                    path=path,
+                    observed=match[2],
+                    expected="an absolute path without ..",
+                    hint="name the program that it starts",
+                )
             return match[2]
     return None
 
@@ -336,7 +367,12 @@ def _side_binaries(found: Found, identity: Identity) -> list[JudgedFile]:
         return []
     except OSError as error:
         raise Untrusted(
-            "gvisor-bin is not a plain directory", step="Resolve", path=found.path, observed=error.strerror
+            "gvisor-bin is not a plain directory",
+            step="Resolve",
+            path=found.path,
+            observed=error.strerror,
+            expected="a directory, not a link",
+            hint="install gVisor again",
         ) from error
     here = os.path.dirname(found.path) + b"/" + SIDE_DIRECTORY
     files: list[JudgedFile] = []
@@ -351,6 +387,7 @@ def _side_binaries(found: Found, identity: Identity) -> list[JudgedFile]:
                 path=here,
                 observed=len(names),
                 expected=f"<= {MAX_SIDE_BINARIES}",
+                hint="keep gVisor's own programs alone there",
             )
         for name in names:
             side = Found(directory, name, here + b"/" + name, found.unmapped)

@@ -16,7 +16,7 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 
-from nucleus_gvisor.model.errors import Changed, LaunchError, NoSpace, PinMismatch, SafetyViolation, StepFailed
+from nucleus_gvisor.model.errors import Changed, LaunchError, NoSpace, PinMismatch, SafetyViolation, StepFailed, remedy
 from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime import elf
 from nucleus_gvisor.runtime.paths import calls, enter, exists, file_id, make_directory
@@ -133,7 +133,8 @@ def _seal(file: JudgedFile) -> Sealed:
             step="Stage",
             path=file.path,
             observed=error.strerror,
-            hint="memfd_create needs Linux 3.17, and a seccomp filter that passes it" if hidden else "",
+            hint="memfd_create needs Linux 3.17, and a seccomp filter that passes it" if hidden else remedy(error),
+            expected="a file in memory",
         ) from error
     try:
         with calls("Stage", file.path):
@@ -150,10 +151,22 @@ def _seal(file: JudgedFile) -> Sealed:
             if size != file.snapshot.size or not _untouched(file) or not _same_bytes(file.fd, fd, size):
                 raise _changed(file)
             if problem := elf.fault(fd, size):
-                raise SafetyViolation("the sealed bytes are no program", step="Stage", path=file.path, observed=problem)
+                raise SafetyViolation(
+                    "the sealed bytes are no program",
+                    step="Stage",
+                    path=file.path,
+                    observed=problem,
+                    expected="an ELF executable",
+                )
             digest = sha256(fd, size)
         if fcntl.fcntl(fd, linux.F_GET_SEALS) & SEALS != SEALS:  # pragma: no cover - the kernel has just set them
-            raise SafetyViolation("the memfd is not sealed", step="Stage", path=file.path)
+            raise SafetyViolation(
+                "the memfd is not sealed",
+                step="Stage",
+                path=file.path,
+                observed="seals are missing",
+                expected="all seals",
+            )
         return Sealed(fd, digest, size)
     except BaseException:
         linux.close(fd)
@@ -239,6 +252,7 @@ def _copy(held: dict[str, Sealed], digests: dict[str, str], container: int, path
                 path=directory,
                 observed="mounted noexec",
                 hint="use the sealed stage, or another artifact base",
+                expected="a file system that programs can be executed from",
             )
         for target, item in held.items():
             if "/" in target and not exists(stage_fd, "gvisor-bin"):
@@ -284,11 +298,24 @@ def _write_copy(item: Sealed, parent: int, name: str, directory: bytes) -> int:
                 expected=f"{item.size} bytes",
                 hint="use the sealed stage",
             ) from error
-        raise StepFailed("cannot stage", step="Stage", path=directory, observed=error.strerror) from error
+        raise StepFailed(
+            "cannot stage",
+            step="Stage",
+            path=directory,
+            observed=error.strerror,
+            expected="no error",
+            hint=remedy(error),
+        ) from error
     try:
         status = os.fstat(again)
         if file_id(status) != written or status.st_size != item.size or sha256(again, item.size) != item.sha256:
-            raise SafetyViolation("the private copy is not what was written", step="Stage", path=directory)
+            raise SafetyViolation(
+                "the private copy is not what was written",
+                step="Stage",
+                path=directory,
+                observed="another file, or other bytes",
+                expected="the sealed bytes",
+            )
     except BaseException:
         linux.close(again)
         raise
