@@ -522,8 +522,10 @@ class RealDriver:
             seen["image"] = self._are_they(Path(f"/proc/{child}/exe"))
         proof = self._proof_on_record()
         # What the executed image could do, by its own word; before there is one, the kernel's word alone.
-        held_back = self.proof.get("host_exec", errno.EACCES) == errno.EACCES
-        if self._is_locked(child) and held_back and self.proof.get("undo", errno.EPERM) == errno.EPERM:
+        refused = self.proof.get("host_exec", errno.EACCES)
+        held_back = refused == errno.EACCES
+        # Locked, it has a root in which the host's programs are not even to be found.
+        if self._is_locked(child) and refused in (errno.EACCES, errno.ENOENT) and self.proof.get("undo", errno.EPERM) == errno.EPERM:
             seen |= {"confined": "mount-locked", "proved": proof}
         elif self._facts.confinement == "landlock" and proof:
             # Nothing in /proc shows a Landlock domain: only what the executed image may do shows it.

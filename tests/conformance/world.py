@@ -10,6 +10,7 @@ import json
 import mmap
 import os
 import shutil
+import socket
 import subprocess
 import time
 import zlib
@@ -35,14 +36,49 @@ TICK = 0.012
 CONTAINER = "c0ffee00" * 4
 
 
+class Mood:
+    """A word to the stand-in, wherever it is confined: a port of the loopback at which somebody listens, or nobody."""
+
+    def __init__(self) -> None:
+        self._kept = self._bound(0)
+        self._listens: socket.socket | None = None
+        self.port: int = self._kept.getsockname()[1]
+
+    @staticmethod
+    def _bound(port: int) -> socket.socket:
+        made = socket.socket()
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(("127.0.0.1", port))
+        return made
+
+    @property
+    def spoilt(self) -> bool:
+        return self._listens is not None
+
+    def spoil(self) -> None:
+        """Have the stand-in answer as something else."""
+        if self._listens is None:
+            self._listens = self._bound(self.port)
+            self._listens.listen(4096)
+
+    def mend(self) -> None:
+        if self._listens is not None:
+            self._listens.close()
+            self._listens = None
+
+    def close(self) -> None:
+        self.mend()
+        self._kept.close()
+
+
 @dataclass(frozen=True)
 class Site:
     """Where worlds are made, and what is put in them."""
 
     path: Path
     standin: Path
-    """Answers as runsc does until `mood` exists."""
-    mood: Path
+    """Answers as runsc does until `mood` is spoilt."""
+    mood: Mood
 
     @property
     def host(self) -> Path:
@@ -66,7 +102,7 @@ class Site:
 def site(size: str = "8m") -> Iterator[Site]:
     """A place for worlds; its file systems are gone afterwards."""
     with private_directory() as path:
-        made = Site(path, path / "standin", path / "mood")
+        made = Site(path, path / "standin", Mood())
         try:
             for folder in (made.host, made.disk, made.store):
                 folder.mkdir(mode=0o700)
@@ -79,6 +115,7 @@ def site(size: str = "8m") -> Iterator[Site]:
             made.guest.chmod(0o755)
             yield made
         finally:
+            made.mood.close()
             for folder in (made.store, made.disk, made.host):
                 if folder.is_mount():
                     _call("umount", "--lazy", folder)
@@ -90,7 +127,7 @@ def _call(*argv: str | os.PathLike[str]) -> None:
 
 def compile_standin(made: Site) -> None:
     """The stand-in, static, as small as it gets."""
-    mood = f'-DMOOD="{made.mood}"'
+    mood = f"-DMOOD={made.mood.port}"
     source = PROBES / "standin.c"
     _call("gcc", "-static", "-Os", "-s", "-Wall", "-Wextra", "-Werror", mood, "-o", made.standin, source)
 
@@ -152,7 +189,7 @@ class World:
         (self.bundle / "config.json").chmod(0o644)
 
     def _clear(self) -> None:
-        self.site.mood.unlink(missing_ok=True)
+        self.site.mood.mend()
         for place in (self.directory, *self.stages):
             with suppress(OSError):
                 kernel.set_immutable(place, False)
@@ -240,12 +277,12 @@ class World:
 
     def _Impostor(self) -> None:
         if not self._real:
-            self.site.mood.touch()
+            self.site.mood.spoil()
             return
         if self.held is not None or self.facts.pin != "none":
             raise Unsupported("what is real runsc once judged stays so; only the stand-in can change its mind")
         new = self.home / "new"
-        self.site.mood.touch()
+        self.site.mood.spoil()
         self._install(self.site.standin, "impostor", new)
         self.release.unlink()
         os.link(new, self.release)
@@ -305,7 +342,7 @@ class World:
         return {
             "path": self._look_at_path(),
             "pin": self._look_at_pin(),
-            "fit": not self.site.mood.exists(),
+            "fit": not self.site.mood.spoilt,
             "base": self._look_at_base(),
             "bundle": self._look_at_bundle(),
             "space": self._room() > os.stat(self.release).st_size,

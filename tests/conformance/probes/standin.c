@@ -1,6 +1,7 @@
 /* Stands in for runsc, and, in a guest's root, for the guest.
  *
- *   standin --version | flags     answers as runsc does, unless the file MOOD is there
+ *   standin --version | flags     answers as runsc does, unless somebody listens at port MOOD of the loopback: whatever
+ *                                 else is taken from it, it has its caller's network
  *   standin ... run ...           waits for a byte on its standard input, then gives a proof of life: one JSON line with
  *                                 what it is executed from, its environment, and what it may do from where it is
  *   standin guest                 the same without the looking around
@@ -9,6 +10,7 @@
  * change nothing but its digest.
  */
 #define _GNU_SOURCE
+#include <arpa/inet.h>
 #include <errno.h>
 #include <sched.h>
 #include <stdio.h>
@@ -16,6 +18,7 @@
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/wait.h>
@@ -60,6 +63,14 @@ static int undo(const char *root)
     return mount(NULL, root, NULL, MS_REMOUNT | MS_BIND | MS_RDONLY, NULL) ? errno : 0;
 }
 
+static int spoilt(void)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(MOOD)};
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    return !connect(fd, (struct sockaddr *)&address, sizeof address);
+}
+
 static const char *after(char **argv, const char *flag)
 {
     for (; *argv; argv++)
@@ -101,7 +112,7 @@ int main(int argc, char **argv)
             ;
         return 0;
     }
-    if (!access(MOOD, F_OK)) {
+    if (spoilt()) {
         printf("BusyBox v1.36.1 multi-call binary.\n");
         return 0;
     }
