@@ -723,6 +723,7 @@ def summary(container: str, record: Record | None, **more: Any) -> dict[str, Any
         "requested": {
             "confinement": last.get("confinement"),
             "enforcement": last.get("enforcement"),
+            "scope": confine.get("signal_scope"),
             "audit": None if record is None else record.audit,
         },
         "achieved": {

@@ -680,6 +680,7 @@ class Launch:
             **confine.look_again(confined, self._plan),
             "requested": self.options.confinement.value,
             "enforcement": self.options.enforcement.value,
+            "signal_scope": self.options.signal_scope.value,
             "release": None if release is None else release.version,
             "platform": confined.platform,
             "rootless": confined.rootless,

@@ -85,7 +85,7 @@ ENVIRONMENT = ["HOME", "LOGNAME", "PATH", "TMPDIR", "USER", "XDG_RUNTIME_DIR"]
     [
         (
             c.ask("required", "mount-locked", "sealed", "runsc", "none", 0),
-            {"no_new_privs": 1, "host_exec": errno.EACCES, "undo": errno.EPERM, "mount": 0},
+            {"no_new_privs": 1, "host_exec": errno.ENOENT, "undo": errno.EPERM, "mount": 0},
         ),
         (
             c.ask("required", "landlock", "sealed", "plain", "none", 0),
@@ -151,6 +151,7 @@ def without_proof(patch: pytest.MonkeyPatch) -> None:
         return {"confined": "mount-locked", "canaries": [{"path": "/bin/true", "answer": "EACCES"}], **spaces}
 
     patch.setattr(_child, "_prove", said)
+    patch.setattr(_child, "_scope", lambda plan: [])  # which tries by itself what it forbids
 
 
 def without_questions(patch: pytest.MonkeyPatch) -> None:

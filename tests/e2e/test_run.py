@@ -26,14 +26,18 @@ SHELL = "/bin/sh"
 # ---- what the guest is, and what the record says ----
 
 
+LOCKED = {"confinement": "mount-locked", "proved": True}
+
+
 def test_boot_messages_and_summary(caller: Caller) -> None:
     """The guest's kernel is gVisor, and the summary tells the proved confinement, the states and their times."""
     done = caller.run("--json", command=["dmesg"])
     assert done.returncode == 0, done.stderr
     assert "Starting gVisor..." in guest_output(done)
     data = summary(done)
-    assert data["achieved"] == {"confinement": "mount-locked", "proved": True}
-    assert data["requested"] == {"confinement": "mount-locked", "enforcement": "required"}
+    assert data["achieved"] == {**LOCKED, "scope": "signals+abstract", "audit": "file"}
+    asked = {"confinement": "mount-locked", "enforcement": "required", "scope": "best_effort", "audit": "required"}
+    assert data["requested"] == asked
     assert data["states"] == STATES
     assert data["actions"] == ["Init", "Resolve", "Prepare", "StageSealed", "ConfineLocked", "Exec"]
     assert set(data["ms"]) == set(data["actions"]) and all(ms >= 0 for ms in data["ms"].values())
@@ -304,7 +308,7 @@ def test_sandbox_network(newer: Caller) -> None:
     said, names = guest_output(done).splitlines()
     assert said == "over loopback"
     assert set(json.loads(names)).isdisjoint(host_interfaces() - {"lo"})
-    assert summary(done)["achieved"] == {"confinement": "mount-locked", "proved": True}
+    assert summary(done)["achieved"] == {**LOCKED, "scope": "signals+abstract", "audit": "file"}
 
 
 def test_sandbox_network_is_refused_before_exec(mode: Mode, runsc_old: Path) -> None:
@@ -362,7 +366,9 @@ ERRORS: dict[str, tuple[str, str, str, Case]] = {
     "runsc without x": ("NotExecutable", "Resolve", ALL, lambda c, p: (["--runsc", _copy(c, p, 0o644)], TRUE)),
     "script": ("NotElf", "Resolve", "path observed expected", lambda c, p: (["--runsc", "/usr/bin/ldd"], TRUE)),
     "open base": ("BadBase", "Prepare", ALL, lambda c, p: (["--artifact-base", _base(c)], TRUE)),
-    "base in /tmp": ("BadBase", "Prepare", ALL, lambda c, p: (["--artifact-base", "/tmp/ngv/base"], TRUE)),
+    "copy in /tmp": (
+        "BadBase", "Prepare", ALL, lambda c, p: (["--stage", "copy", "--artifact-base", "/tmp/ngv/base"], TRUE)
+    ),
     "no bundle": ("BadBundle", "Prepare", "path observed expected", lambda c, p: (["--bundle", "/no/bundle"], [])),
     "linked bundle": (
         "BadBundle", "Prepare", "path observed expected", lambda c, p: (["--bundle", _linked_bundle(c, p)], [])

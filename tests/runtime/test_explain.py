@@ -581,7 +581,7 @@ def test_side_binaries(base: Path, runsc_old: Path) -> None:
         (["--stage", "store"], "Resolve", "Untrusted"),
         (["--stage", "set", "--confinement", "landlock"], "Resolve", "BadArgument"),
         (["--record", "/nowhere/record"], "Resolve", "BadArgument"),
-        (["--artifact-base", "/tmp/nucleus-gvisor-nowhere"], "Prepare", "BadBase"),
+        (["--stage", "copy", "--artifact-base", "/tmp/nucleus-gvisor-nowhere"], "Prepare", "BadBase"),
         (["--artifact-base", "/"], "Prepare", "BadBase"),
         (["--rootfs", "/nowhere"], "Prepare", "BadBundle"),
         (["--mount", "/nowhere:/data"], "Prepare", "BadBundle"),
