@@ -342,6 +342,8 @@ class Base:
     """Of the innermost directory that is there."""
     flags: int
     """Its mount's, from fstatvfs(2)."""
+    shared: bytes
+    """The directory above it that others write too, or nothing."""
 
 
 def look_at_base(explicit: os.PathLike[str] | None, identity: Identity) -> Base:
@@ -383,7 +385,8 @@ def look_at_base(explicit: os.PathLike[str] | None, identity: Identity) -> Base:
         _judge_room(fd, here, bool(missing))
         if shared:
             note = ", ".join(filter(None, (note, f"below {os.fsdecode(shared[0])}, which others write too")))
-        return Base(path, tuple(missing), note, os.fstat(fd), os.fstatvfs(fd).f_flag)
+        above = shared[0] if shared else b""
+        return Base(path, tuple(missing), note, os.fstat(fd), os.fstatvfs(fd).f_flag, above)
     finally:
         os.close(fd)
 

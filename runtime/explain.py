@@ -217,6 +217,7 @@ class _Dry(Launch):
     def _tell_prepare(self) -> None:
         assert self._identity is not None
         base = doctor.look_at_base(self.options.artifact_base, self._identity)
+        self._judge_shared_base(base.shared)
         component = state_component(self.container_id)
         self._location = base.path + b"/" + component.encode()
         text = os.fsdecode(base.path)

@@ -361,7 +361,7 @@ class Launch:
     def _look_prepare(self) -> None:
         assert self._identity is not None
         self.place = prepare.take_place(self.container_id, self.options.artifact_base, self._identity)
-        self._judge_shared_base(self.place)
+        self._judge_shared_base(self.place.shared)
         bundle = self._bundle
         if not isinstance(bundle, OciBundle):
             bundle = OciBundle.load(
@@ -397,17 +397,17 @@ class Launch:
         assert self._guest is not None
         return image.description(self._guest.bundle, self.options.network_mode.value, self._guest.root)
 
-    def _judge_shared_base(self, place: Place) -> None:
+    def _judge_shared_base(self, shared: bytes) -> None:
         """Below a directory that others write, a base holds locks and records alone: nothing is executed from it, and
         runsc reads nothing there.
         """
         options = self.options
         asked = (options.confinement, options.enforcement, options.stage is StageMethod.COPY)
-        if place.shared and asked != (Confinement.MOUNT_LOCKED, Enforcement.REQUIRED, False):
+        if shared and asked != (Confinement.MOUNT_LOCKED, Enforcement.REQUIRED, False):
             raise BadBase(
                 "the artifact base lies below a directory that others write",
                 step="Prepare",
-                path=place.shared,
+                path=shared,
                 observed=f"confinement {options.confinement}, enforcement {options.enforcement}, stage {options.stage}",
                 expected='confinement="mount-locked", enforcement="required", and not stage="copy"',
                 hint=NAME_A_BASE,
@@ -785,7 +785,7 @@ class Launch:
         self._look_resolve()
         assert self._judged is not None and self._identity is not None
         self.place = prepare.take_place(self.container_id, self.options.artifact_base, self._identity)
-        self._judge_shared_base(self.place)
+        self._judge_shared_base(self.place.shared)
         assert isinstance(self._bundle, OciBundle)
         self._guest = self._look_at(self._bundle)
         self.place.make()

@@ -525,7 +525,11 @@ class RealDriver:
         refused = self.proof.get("host_exec", errno.EACCES)
         held_back = refused == errno.EACCES
         # Locked, it has a root in which the host's programs are not even to be found.
-        if self._is_locked(child) and refused in (errno.EACCES, errno.ENOENT) and self.proof.get("undo", errno.EPERM) == errno.EPERM:
+        if (
+            self._is_locked(child)
+            and refused in (errno.EACCES, errno.ENOENT)
+            and self.proof.get("undo", errno.EPERM) == errno.EPERM
+        ):
             seen |= {"confined": "mount-locked", "proved": proof}
         elif self._facts.confinement == "landlock" and proof:
             # Nothing in /proc shows a Landlock domain: only what the executed image may do shows it.

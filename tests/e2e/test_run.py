@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from nucleus_gvisor.runtime.options import as_flags
 from tests.conftest import Release
 from tests.e2e.launching import READY, STATES, Caller, guest_output, started, summary
 from tests.support.modes import NAMESPACE_MODE, Mode, ordinary_user
@@ -405,7 +406,7 @@ def test_error_line(first: Caller, probe: Path, case: str) -> None:
         assert error[field], f"{field} is missing: {error}"
     for field in ("path", "observed", "expected", "hint"):
         if error[field] is not None:
-            assert error[field] in done.stderr
+            assert as_flags(error[field]) in done.stderr
     assert guest_output(done) == "" and "Exec'd" not in summary(done)["states"]
 
 
