@@ -50,11 +50,11 @@ def components(locks: int | os.PathLike[str]) -> list[str]:
 
 def read_lock(path: str | bytes | os.PathLike[str], *, locks: int | None = None) -> bytes:
     """The owner line in a lock; it is not taken for that, and what is no file is not waited for."""
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=locks)
+    fd = linux.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=locks)
     try:
         return os.pread(fd, 512, 0)
     finally:
-        os.close(fd)
+        linux.close(fd)
 
 
 def owner_line(pid: int) -> bytes:

@@ -21,6 +21,7 @@ from nucleus_gvisor.runtime import GVisorOciRunOptions, GVisorRuntime, OciBundle
 from nucleus_gvisor.runtime.steps import confine, stage
 from tests.hostile.witness import Report as Report
 from tests.hostile.witness import Witness as Witness
+from tests.hostile.witness import is_run as is_run
 from tests.setup.provision import test_base
 from tests.support.modes import NAMESPACE_MODE, Mode
 
@@ -43,11 +44,6 @@ def compiled(name: str, into: Path, *options: str) -> Path:
     flags = ["-static", "-O1", "-Wall", "-Wextra", "-Werror", *options]
     subprocess.run(["gcc", *flags, "-o", program, PROBES / f"{name}.c"], check=True)
     return program
-
-
-def is_run(report: Report) -> bool:
-    """Is it an execution as a sandbox, not one that was only asked for its version and flags, or tried."""
-    return "--bundle" in report.get("argv", ()) and "create" not in report["argv"]
 
 
 def runs(reports: Sequence[Report]) -> list[Report]:

@@ -94,22 +94,24 @@ def spoilt(before: str) -> Iterator[list[Worker]]:
         yield made
 
 
+STAGE = Fault("caller", "memfd_create", 3, "EMFILE")
+"""Where the image is staged: the first two are for runsc's logs."""
 BREAKS = {
     "a dropped close": (
         "from nucleus_gvisor.runtime.steps.resolve import Judged\nJudged.close = lambda self: None",
-        Fault("caller", "memfd_create", 1, "EMFILE"),
+        STAGE,
         "descriptors was",
     ),
     "a limit left lowered": (
         "import resource\nfrom nucleus_gvisor.runtime.launch import Launch\nreal = Launch.failed\n"
         "def failed(self, error):\n    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 4096))\n"
         "    return real(self, error)\nLaunch.failed = failed",
-        Fault("caller", "memfd_create", 1, "EMFILE"),
+        STAGE,
         "the same process cannot launch again",
     ),
     "a dropped unlink": (
         "from nucleus_gvisor.runtime import cleanup\ncleanup.remove_tree = lambda *a: None",
-        Fault("caller", "memfd_create", 1, "EMFILE"),
+        STAGE,
         "left behind",
     ),
     "a child that nobody waits for": (
@@ -151,13 +153,13 @@ BREAKS = {
         "from nucleus_gvisor.runtime.steps import stage as staging\nreal = staging._memfd\n"
         "def bare():\n    try: return real()\n    except OSError as error: raise ValueError(error)\n"
         "staging._memfd = bare",
-        Fault("caller", "memfd_create", 1, "EMFILE"),
+        STAGE,
         "no typed error",
     ),
     "a line that is not in the record": (
         "from nucleus_gvisor.runtime.audit import Record\nreal = Record.append\n"
         "Record.append = lambda self, line: None if line.action == 'Prepare' else real(self, line)",
-        Fault("caller", "memfd_create", 1, "EMFILE"),
+        STAGE,
         "is no behaviour",
     ),
     "a signal left blocked": (
@@ -192,7 +194,7 @@ def test_hang_is_found() -> None:
 def test_points_are_told_apart(pool: Sequence[Worker]) -> None:
     """A point is one call of one process: the caller, its child, and those whom the child asks, each counted."""
     first = sweep.points(pool[0].ask(None)["calls"])
-    assert {role for role, _, _ in first} == {"caller", "child", "asked-1", "asked-2"}
+    assert {role for role, _, _ in first} == {"caller", "child", "asked-1", "asked-2", "asked-3"}
     assert len(set(first)) == len(first)
     found = sweep.discover(pool, Result(NAMES[0]))
     assert sum(found.values()) > 0.9 * len(found)

@@ -59,3 +59,8 @@ class Witness:
         while len(found := [report for report in self._kept if wanted(report)]) < count:
             assert self._accept(max(0, end - time.monotonic())), f"{len(found)} of {count} came: {self._kept}"
         return found
+
+
+def is_run(report: Report) -> bool:
+    """Is it an execution as a sandbox, not one that was only asked for its version and flags, or tried."""
+    return "--bundle" in report.get("argv", ()) and "create" not in report["argv"]

@@ -13,7 +13,7 @@ from nucleus_gvisor.model.errors import LaunchError, RecordRejected
 from nucleus_gvisor.model.record import parse_all
 from nucleus_gvisor.model.replay import complete, fold
 from tests.hostile.sweep.trap import CHILD, CLOSED, Fault, Traced
-from tests.hostile.witness import Report
+from tests.hostile.witness import Report, is_run
 
 World = Mapping[str, object]
 LEFT = "left behind"
@@ -48,7 +48,7 @@ class Seen:
     def ran(self) -> int:
         """How many sandboxes the launch itself ran."""
         again = None if self.driver is None else self.driver.get("again")
-        runs = sum("--bundle" in report.get("argv", ()) for report in self.reports)
+        runs = sum(map(is_run, self.reports))
         return runs - (again is not None and again.get("code") == 0)
 
     @property
@@ -67,7 +67,7 @@ class Expected:
     digest: str
     """SHA-256 of the installed image."""
     canaries: frozenset[str]
-    """Host programs that a confined process tries to execute, and must not be able to."""
+    """SHA-256 of host programs that a confined process tries to execute, by descriptor, and must not be able to."""
 
 
 def violations(seen: Seen, expected: Expected) -> list[str]:
@@ -99,7 +99,7 @@ def _killed(seen: Seen) -> bool:
 def _executed(seen: Seen, expected: Expected) -> list[str]:
     found = []
     for look in seen.traced.looks:
-        if look.role == CHILD and look.path in expected.canaries:
+        if look.role == CHILD and look.digest in expected.canaries:
             continue  # whether it is refused shows in what the child says next
         if look.digest != expected.digest:
             found.append(f"{look.role} executes {look.path}, which was not verified")
