@@ -218,15 +218,15 @@ def test_the_network_namespace_is_added_or_replaced() -> None:
     """A launcher's network namespace is the only one, whether or not the bundle named another."""
     for before in ([], [{"type": "network"}], [{"type": "network", "path": "/proc/1/ns/net"}]):
         config = sound(lambda c, n=before: c["linux"]["namespaces"].extend(n))  # type: ignore[misc]
-        private = json.loads(OciBundle("/b", config).private_config("/r", {3: "/p"}, netns="/run/ns/x"))
+        private = json.loads(OciBundle("/b", config).private_config("/r", {4: "/p"}, netns="/run/ns/x"))
         found = [n for n in private["linux"]["namespaces"] if n["type"] == "network"]
         assert found == [{"type": "network", "path": "/run/ns/x"}]
         assert len(private["linux"]["namespaces"]) == 5
-    bare = OciBundle("/b", sound(lambda c: c.pop("linux"))).private_config("/r", {3: "/p"}, netns="/n")
+    bare = OciBundle("/b", sound(lambda c: c.pop("linux"))).private_config("/r", {4: "/p"}, netns="/n")
     assert json.loads(bare)["linux"] == {"namespaces": [{"type": "network", "path": "/n"}]}
 
 
-@pytest.mark.parametrize("places", [{}, {3: "relative"}, {3: "/a/../b"}, {3: "/p\udcff"}, {3: "/p", 4: "/q"}])
+@pytest.mark.parametrize("places", [{}, {4: "relative"}, {4: "/a/../b"}, {4: "/p\udcff"}, {4: "/p", 5: "/q"}])
 def test_private_places_are_complete_and_sound(places: dict[int, str]) -> None:
     """A bind that is left out, or a place that is no plain absolute path, is refused."""
     with pytest.raises(BadArgument, match="private source"):
@@ -329,11 +329,11 @@ def test_a_sound_bundle_loads(bundle: Path) -> None:
 
 def test_a_relative_source_belongs_to_the_bundle(base: Path) -> None:
     """A bind source without a leading slash lies below the bundle (OCI runtime-spec, Mounts)."""
-    change: Change = lambda c: c["mounts"][3].update(source="data", options=["bind"])  # noqa: E731
+    change: Change = lambda c: c["mounts"][4].update(source="data", options=["bind"])  # noqa: E731
     directory = write(base / "bundle", sound(change))
     (bind,) = OciBundle.load(directory).binds()
     assert (bind.source, bind.readonly, bind.recursive) == (os.fsencode(directory / "data"), False, False)
-    with pytest.raises(BadBundle, match=r"mounts\[3\].source refused.*no bundle"):
+    with pytest.raises(BadBundle, match=r"mounts\[4\].source refused.*no bundle"):
         OciBundle(None, sound(change))
 
 
@@ -593,10 +593,10 @@ WRONG: list[tuple[str, object, str]] = [
     ("mounts.0.type", "erofs", r"mounts\[0\].type refused.*tmpfs"),
     ("mounts.0.type", 0, r"mounts\[0\].type refused"),
     ("mounts.0.options", "ro", r"mounts\[0\].options refused"),
-    ("mounts.3.source", None, r"mounts\[3\].source refused"),
-    ("mounts.3.source", "../../etc", r"mounts\[3\].source refused"),
-    ("mounts.3.options", ["ro", "rw"], r"mounts\[3\].options refused.*one of"),
-    ("mounts.3", {"destination": "/d", "type": "none", "options": ["rbind"]}, r"mounts\[3\].source refused"),
+    ("mounts.4.source", None, r"mounts\[4\].source refused"),
+    ("mounts.4.source", "../../etc", r"mounts\[4\].source refused"),
+    ("mounts.4.options", ["ro", "rw"], r"mounts\[4\].options refused.*one of"),
+    ("mounts.4", {"destination": "/d", "type": "none", "options": ["rbind"]}, r"mounts\[4\].source refused"),
     ("linux", [], "linux refused"),
     ("linux.namespaces", [{"type": "pidd"}], r"namespaces\[0\].type refused.*cgroup, ipc"),
     ("linux.namespaces", [{"type": "pid"}, {"type": "pid"}], r"namespaces\[1\].type refused.*once"),
