@@ -374,10 +374,11 @@ def look_at_base(explicit: os.PathLike[str] | None, identity: Identity) -> Base:
                     raise
                 missing = [b"/" + b"/".join(names[: n + 1]) for n in range(number, len(names))]
                 break
+            mounted = paths.is_mounted(fd, below)
             os.close(fd)
             fd = below
             if number < len(names) - 1:
-                paths.judge_above(os.fstat(fd), here, identity, shared)
+                paths.judge_above(os.fstat(fd), here, identity, shared, mounted=mounted)
             elif os.fstat(fd).st_mode & 0o022 or os.fstat(fd).st_uid != identity.uid:
                 paths.make_private(fd, here, identity)  # it raises for these, and changes nothing before
             elif stat_.S_IMODE(os.fstat(fd).st_mode) != 0o700:

@@ -330,10 +330,11 @@ def open_private(path: bytes, identity: Identity, shared: list[bytes] | None = N
         for number, name in enumerate(names):
             here += b"/" + name
             below = enter(fd, name, here, create=True)
+            mounted = is_mounted(fd, below)
             linux.close(fd)
             fd = below
             if number < len(names) - 1:
-                judge_above(os.fstat(fd), here, identity, shared)
+                judge_above(os.fstat(fd), here, identity, shared, mounted=mounted)
         make_private(fd, here, identity)
     except BaseException:
         linux.close(fd)
@@ -385,16 +386,40 @@ def exists(parent: int, name: bytes | str) -> bool:
     return True
 
 
-def judge_above(status: os.stat_result, path: bytes, identity: Identity, shared: list[bytes] | None = None) -> None:
+def is_mounted(parent: int, fd: int) -> bool:
+    """Is the open directory, which lies in `parent`, the root of a mount of its own."""
+    mounts = []
+    for number in (parent, fd):
+        try:
+            with open(f"/proc/self/fdinfo/{number}") as file:
+                mounts.append(next((line for line in file if line.startswith("mnt_id:")), ""))
+        except OSError:  # no /proc: the launch is refused for it later, by name
+            return False
+    return mounts[0] != mounts[1]
+
+
+def judge_above(
+    status: os.stat_result,
+    path: bytes,
+    identity: Identity,
+    shared: list[bytes] | None = None,
+    *,
+    mounted: bool = False,
+) -> None:
     """BadBase unless nobody but root and the caller can change what the directory's names mean.
 
-    With `shared`, root's own directory with the sticky bit may be written by others, and is put there: what lies in it
-    is renamed and removed by its owner and root alone (unlink(2)), but anyone may be the first to make it. So what lies
-    directly in it has to be the caller's.
+    With `shared`, root's own directory may be written by others, and is put there, if it is sticky or a volume that is
+    `mounted` there (a Kubernetes emptyDir). What lies in a sticky one is renamed and removed by its owner and root
+    alone (unlink(2)), but anyone may be the first to make it; in a volume, whoever has it mounted may rename it too. So
+    what lies directly in it has to be the caller's. For root of a user namespace the same holds of a directory that
+    belongs to another id of its map: a home, in a container that runs as root.
     """
     trusted = status.st_uid == 0 if identity.host_root else judge_owner(status, identity)
     others = status.st_mode & 0o022
-    if shared is not None and status.st_uid == 0 and others and status.st_mode & stat.S_ISVTX:
+    volume = status.st_uid == 0 and others and (mounted or status.st_mode & stat.S_ISVTX)
+    # Root of a user namespace may do in it whatever its other ids may: they are no strangers to the caller.
+    ours = not identity.host_root and identity.uid == 0 and not trusted and not others
+    if shared is not None and (volume or ours):
         shared.append(path)
         return
     if shared and os.path.dirname(path) == shared[-1]:

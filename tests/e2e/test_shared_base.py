@@ -81,6 +81,128 @@ def test_the_sticky_directory_itself(modes: dict[str, Mode]) -> None:
     assert done.returncode == 125 and "not private to the caller" in done.stderr
 
 
+@pytest.fixture(params=["0777", "2770"])
+def volume(mode: Mode, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """What Kubernetes mounts as an emptyDir: root's, for all or for a group, and without the sticky bit."""
+    path = Path(tempfile.mkdtemp(prefix="ngv-volume-", dir="/run"))
+    path.chmod(0o755)
+    options = f"mode={request.param},gid={mode.account.pw_gid}"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", path], check=True)
+    yield path
+    subprocess.run(["umount", "--lazy", path], check=True)
+    path.rmdir()
+
+
+def test_a_volume_that_others_write(first: Caller, volume: Path) -> None:
+    """A directory of the caller's own in it takes locks and records, and no more."""
+    done = launch(first, volume / "base")
+    if first.mode.name == NAMESPACE_MODE:
+        assert done.returncode == 125 and f"can be changed by others: {volume};" in done.stderr
+        return
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, "ran"), done
+    assert sorted(p.name for p in (volume / "base").iterdir()) == ["locks", "records"]
+    done = launch(first, volume / "base", "--stage", "copy")
+    assert done.returncode == 125 and f"below a directory that others write: {volume}" in done.stderr
+    done = launch(first, volume)
+    assert done.returncode == 125 and f"not private to the caller: {volume}" in done.stderr
+
+
+def test_a_directory_that_others_write_is_no_volume(modes: dict[str, Mode], volume: Path) -> None:
+    """In one that is not mounted there by itself, others are anyone: it stays refused."""
+    volume.chmod(0o777)
+    user, open_ = modes["user"], volume / "open"
+    open_.mkdir()
+    open_.chmod(0o777)
+    done = user.cli("run", "--", "true", env=user.env() | {BASE: f"{open_}/base"})
+    assert done.returncode == 125 and f"can be changed by others: {open_};" in done.stderr
+
+
+def test_a_neighbour_renames_the_base(modes: dict[str, Mode], volume: Path) -> None:
+    """He keeps the caller from it, and from what it recorded; what he puts there instead is not taken, and the sandbox
+    that runs goes on.
+    """
+    volume.chmod(0o777)
+    user, base, away = modes["user"], volume / "base", volume / "away"
+    env = user.env() | {BASE: os.fspath(base)}
+    script = "echo begun; read line; echo $line"
+    with user.popen(
+        [user.python, "-m", "nucleus_gvisor.runtime.cli", "run", "--", "sh", "-c", script],
+        env=env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        base.rename(away)
+        base.mkdir()
+        stranger = user.account.pw_uid + 1
+        os.chown(base, stranger, stranger)
+        assert f"owner uid {stranger}" in user.cli("run", "--", "true", env=env).stderr
+        out, _ = process.communicate("ended\n", timeout=120)
+        assert (process.returncode, out) == (0, "ended\n")
+    assert [*(away / "locks").iterdir()] == [] and [*base.iterdir()] == []
+    base.rmdir()
+    assert user.cli("run", "--", "true", env=env).returncode == 0
+
+
+# Runs a program as root of a user namespace with a range of ids, as in a container.
+IN_A_CONTAINER = """
+import ctypes, os, sys
+ready, go = os.pipe(), os.pipe()
+pid = os.fork()
+if pid == 0:
+    if ctypes.CDLL(None).unshare(0x10000000):  # CLONE_NEWUSER
+        os._exit(99)
+    os.write(ready[1], b"x")
+    os.read(go[0], 1)
+    os.setgid(0)
+    os.setuid(0)
+    os.execvp(sys.argv[1], sys.argv[1:])
+os.read(ready[0], 1)
+for kind in ("gid", "uid"):
+    with open(f"/proc/{pid}/{kind}_map", "w") as file:
+        file.write("0 100000 65536")
+os.write(go[1], b"x")
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A home of uid 1000 of the container's, in which only its root has a directory."""
+    above = Path(tempfile.mkdtemp(prefix="ngv-home-", dir="/run"))
+    above.chmod(0o755)
+    for path, uid in ((above / "home", 101000), (above / "home/base", 100000)):
+        path.mkdir(0o755)
+        os.chown(path, uid, uid)
+    yield above / "home"
+    shutil.rmtree(above)
+
+
+def test_root_of_a_container_in_anothers_home(modes: dict[str, Mode], home: Path) -> None:
+    """Named, it takes locks and records; chosen by us, or for what runsc would read, it stays refused; so does one
+    that still others write.
+    """
+    mode = modes["root"]
+
+    def launched(*flags: str, **env: str) -> subprocess.CompletedProcess[str]:
+        given = {key: value for key, value in mode.env().items() if key != BASE} | env
+        command = [mode.python, "-m", "nucleus_gvisor.runtime.cli", "run", *flags, "--", "echo", "ran"]
+        return mode.run([mode.python, "-c", IN_A_CONTAINER, *command], env=given, timeout=120)
+
+    done = launched(**{BASE: f"{home}/base"})
+    assert (done.returncode, done.stdout) == (0, "ran\n"), done
+    assert sorted(path.name for path in (home / "base").iterdir()) == ["locks", "records"]
+    done = launched("--stage", "copy", **{BASE: f"{home}/base"})
+    assert done.returncode == 125 and f"below a directory that others write: {home}" in done.stderr
+    done = launched(HOME=os.fspath(home), XDG_STATE_HOME="", XDG_RUNTIME_DIR="")
+    assert done.returncode == 125 and f"can be changed by others: {home};" in done.stderr
+    home.chmod(0o777)
+    done = launched(**{BASE: f"{home}/base"})
+    assert done.returncode == 125 and f"can be changed by others: {home};" in done.stderr
+
+
 @pytest.mark.parametrize("variable", ["RUNTIME_DIRECTORY", "STATE_DIRECTORY"])
 @pytest.mark.parametrize("named", ["all", "the first"])
 def test_a_services_directories(first: Caller, variable: str, named: str) -> None:
