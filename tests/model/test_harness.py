@@ -120,11 +120,13 @@ def test_the_environment_does_only_what_it_can() -> None:
         driver.disturb("GuestStarts")
 
 
-def test_lockstep_passes_over_what_is_unsupported() -> None:
-    """Drivers go on side by side where one cannot follow, and stop where one refuses."""
-    run = c.Lockstep([Blind(), c.ModelDriver()], LAUNCH)
-    for edge in walk_to("Exec").edges:
-        run.take(edge)
+def test_lockstep_ends_at_what_is_unsupported() -> None:
+    """A run is over where one driver cannot follow, the specification where it was; and stops where one refuses."""
+    first, second, *_ = walk_to("Exec").edges
+    run = c.Lockstep([c.ModelDriver(), Blind()], LAUNCH)
+    assert not run.take(first) and run.over and run.node == first.source
+    with pytest.raises(ValueError, match="nothing follows"):
+        run.take(second)
     run = c.Lockstep([Timid()], LAUNCH)
     with pytest.raises(c.Disagreement, match="Timid: refuses Exec: not today") as caught:
         for edge in walk_to("Exec").edges:
