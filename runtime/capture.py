@@ -191,17 +191,18 @@ class Capture:
         return bool(self._data)
 
     def _stop_feeding(self) -> None:
-        if self._feed >= 0:
-            os.close(self._feed)
-            self._feed = -1
+        feed, self._feed = self._feed, -1
+        if feed >= 0:
+            os.close(feed)
 
     def close(self) -> None:
         self._stop_feeding()
         held = [*self._limits, *(sink for _, sink in self._sinks.values()), self._source]
         self._limits, self._sinks, self._source = {}, {}, -1
         for fd in held:
-            with suppress(OSError):
-                os.close(fd)
+            if fd >= 0:  # gevent's os.close takes no other number
+                with suppress(OSError):
+                    os.close(fd)
 
     def __enter__(self) -> Self:
         return self

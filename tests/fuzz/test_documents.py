@@ -129,6 +129,12 @@ def test_what_is_accepted_stays_what_it_is(document: Any) -> None:
     check_config(private)
     assert private["root"].pop("path") == "/p/rootfs"
     expected = bundle.config
+    for name in ("hooks", "linux"):
+        assert name not in private or not {"devices", "resources", "cgroupsPath", "prestart"} & set(private[name] or ())
+    expected.pop("hooks", None)  # what the launch itself keeps
+    expected["process"].pop("selinuxLabel", None)
+    for name in ("resources", "cgroupsPath", "devices"):
+        (expected.get("linux") or {}).pop(name, None)
     del expected["root"]["path"]
     for bind in bundle.binds():
         assert private["mounts"][bind.index].pop("source") == f"/p/{bind.index}"

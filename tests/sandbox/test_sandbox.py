@@ -27,7 +27,6 @@ from nucleus_gvisor.runtime import (
     RunscFailed,
     Sandbox,
     SandboxGone,
-    StartFailed,
     TimeoutExpired,
     dropin,
     guest,
@@ -458,9 +457,9 @@ def test_a_dropped_sandbox_ends(options: Options) -> None:
     [
         ({"runsc": "/no/runsc"}, NotFound),
         ({"sandbox_id": "--help"}, BadId),
-        ({"runtime_dir": "/tmp/x"}, BadBase),
+        ({"runtime_dir": "/tmp/x", "enforcement": "best_effort"}, BadBase),
         ({"mounts": [dropin.Mount("/d", "/no/such/thing")]}, BadBundle),
-        ({"working_dir": "/no/such/directory"}, StartFailed),
+        ({"mounts": ["/etc/hostname:/proc"]}, BadArgument),
         ({"user": -1}, BadArgument),
     ],
 )
