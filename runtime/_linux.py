@@ -306,8 +306,14 @@ def close_all_but(keep: set[int]) -> None:
 def socketpair() -> tuple[Any, Any]:
     """Two connected sockets of packets, which block, as `packets` has them."""
     kind = (_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-    # Made and made to block on one line: the frame of an interrupt between two would keep them open, see Ledger.
-    return (ends := _socket.socketpair(*kind), any(map(_socket.socket.setblocking, ends, (True, True))))[0]
+    ends: tuple[Any, ...] = ()
+    try:
+        # Made and made to block on one line: the frame of an interrupt between two would keep them open, see Ledger.
+        return (ends := _socket.socketpair(*kind), any(map(_socket.socket.setblocking, ends, (True, True))))[0]
+    except OSError:  # pragma: no cover - the sweep does it, whose processes are not measured
+        for end in ends:
+            end.close()
+        raise
 
 
 def packets(fd: int) -> Any:

@@ -17,7 +17,9 @@ class _User:
     """Whoever uses a descriptor now. One that was interrupted on its way out is none any more, for it is dropped."""
 
 
-class _File(io.FileIO):
+class File(io.FileIO):
+    """The owner of a descriptor that is a number."""
+
     def __del__(self) -> None:
         self.close()  # dropped by who was interrupted: nothing to warn of
 
@@ -25,17 +27,18 @@ class _File(io.FileIO):
 class Descriptor:
     """Owns a descriptor. Closing it, once or often, from wherever and whatever interrupts, closes it once."""
 
-    def __init__(self, owned: Any) -> None:
+    def __init__(self, owned: Any = None) -> None:
         """`owned`: a descriptor, not of a directory, or a socket."""
         # Both owners forget the number and close it in one call of the interpreter's, and once.
-        self._owner = _File(owned) if isinstance(owned, int) else owned
+        self.owner: Any = File(owned) if isinstance(owned, int) else owned
+        """Set, where there was none, on the very line that makes what it owns: see `_linux.Ledger`."""
         self._users = weakref.WeakSet[_User]()
         self._unwanted = False
 
     @property
     def number(self) -> int:
         """The descriptor; -1 once it is closed."""
-        return -1 if self._unwanted else int(self._owner.fileno())
+        return -1 if self._unwanted or self.owner is None else int(self.owner.fileno())
 
     @contextmanager
     def use(self) -> Iterator[int]:
@@ -52,10 +55,10 @@ class Descriptor:
     def close(self) -> None:
         """Close it, or leave that to its last user."""
         self._unwanted = True
-        if self._users:
+        if self._users or self.owner is None:
             return
         try:
-            self._owner.close()
+            self.owner.close()
         except OSError as error:  # it is closed all the same: see `_linux.close`
             if error.errno == errno.EBADF:
                 raise

@@ -208,7 +208,7 @@ class Launch:
 
     def begin(self) -> LaunchMachine:
         """The machine, in Unresolved. The binary has been looked at: whether it has side binaries decides the stage."""
-        open_standard_descriptors()
+        self._look(open_standard_descriptors)
         self.record.audit = self.options.audit.value
         if self.options.audit is Audit.OFF:
             self.record.problem = "not asked for: audit is off"

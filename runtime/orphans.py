@@ -49,6 +49,24 @@ def _marked(mark: int) -> list[int]:
     return [pid for pid in linux.children(os.getpid()) if _mark(pid) == mark]
 
 
+def await_end(pidfd: int, seconds: float) -> bool:
+    """Wait until the child behind `pidfd` has ended, but no longer than `seconds`; has it. It is not reaped.
+
+    ChildProcessError where nobody can know.
+    """
+    end = time.monotonic() + seconds
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    try:
+        return bool(poll.poll(max(0.0, seconds) * 1000))
+    except OSError:  # poll(2) needs memory; it is ours to end all the same
+        while os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.001)
+        return True
+
+
 def _mark(pid: int) -> int:
     try:
         with open(f"/proc/{pid}/limits", "rb") as file:
@@ -72,9 +90,7 @@ def _reaped(pid: int, mark: int, living: bool, deadline: float) -> bool:
         try:
             if living:
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            poll = select.poll()
-            poll.register(pidfd, select.POLLIN)
-            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000 if living else 0):
+            if not await_end(pidfd, deadline - time.monotonic() if living else 0):
                 return False
             os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
         except (ProcessLookupError, ChildProcessError):

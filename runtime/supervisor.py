@@ -19,7 +19,7 @@ from typing import Any
 from nucleus_gvisor.model.errors import StepFailed, remedy
 from nucleus_gvisor.runtime import _child, interpreter, orphans
 from nucleus_gvisor.runtime import _linux as linux
-from nucleus_gvisor.runtime.descriptor import Descriptor
+from nucleus_gvisor.runtime.descriptor import Descriptor, File
 from nucleus_gvisor.runtime.paths import FileId, file_id
 
 PATIENCE = 60.0
@@ -141,7 +141,8 @@ class Supervisor:
 
     def _see_pidfds(self) -> None:
         """See, before there is a child, that all works which is later relied on: a kernel or a filter may lack it."""
-        self._spare = Descriptor(os.pidfd_open(os.getpid()))
+        self._spare = Descriptor()
+        self._spare.owner = File(os.pidfd_open(os.getpid()))
         signal.pidfd_send_signal(self._spare.number, 0)
         with suppress(ChildProcessError):  # the right answer: nobody is a child of itself
             os.waitid(os.P_PIDFD, self._spare.number, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -154,7 +155,8 @@ class Supervisor:
         """
         if self._spare is not None:
             self._spare.close()
-        self.pidfd = os.pidfd_open(self.pid)
+        self._pidfd = Descriptor()
+        self._pidfd.owner = File(os.pidfd_open(self.pid))
         try:
             os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
@@ -247,10 +249,8 @@ class Supervisor:
                 # nobody speaks to it any more. SAFETY: never by its number, which another has once it was reaped.
                 with suppress(OSError):
                     linux.kill_with_all_below(self.pid, pidfd)
-                ended = select.poll()
-                ended.register(pidfd, select.POLLIN)
-                if ended.poll(PATIENCE * 1000):
-                    with suppress(ChildProcessError):
+                with suppress(ChildProcessError):
+                    if orphans.await_end(pidfd, PATIENCE):
                         os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
             elif self.pid > 0:
                 self._await_end_unseen()
