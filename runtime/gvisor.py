@@ -443,7 +443,7 @@ class GVisorRuntime:
 
             own = Attendant()
             attendant = own.theirs.fileno()
-        launch = None
+        launch = process = None
         try:
             streams = (stdin, stdout, stderr)
             launch = self._launch(
@@ -461,26 +461,26 @@ class GVisorRuntime:
             )
             launch.drive()
             launch.release()
-            process = SandboxProcess(launch)
-            process.end_orphans(living=False)  # of the trials that the launch made
+            handle = SandboxProcess(launch)
+            handle.end_orphans(living=False)  # of the trials that the launch made
             launch.hand_over()
-        except BaseException:
-            if launch is not None:
-                launch.undo()  # interrupted when the guest ran already, and nobody would have held it
-            if own is not None:
-                own.dismiss()
-            raise
-        try:
+            process = handle
             if own is not None:
                 process.held.told = own.last_word
                 with suppress(SandboxGone):  # the guest may have ended already
                     own.meet()
                     own.watch(process.held)
             process._run_poststart()
+            return process
         except BaseException:
-            process.end()
+            # It may be interrupted when the guest runs already, and nobody would hold it.
+            if process is not None:
+                process.end()
+            elif launch is not None:
+                launch.undo()
+            if own is not None:
+                own.dismiss()
             raise
-        return process
 
     def _launch(self, container_id: str, bundle: Bundle, options: GVisorOciRunOptions, **how: object) -> Launch:
         if options.pin is None and self._pin is not None:

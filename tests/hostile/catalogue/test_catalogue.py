@@ -643,7 +643,8 @@ def launch():
     traced(given | {{"id": "brief-warm"}}, None)
     found = lines(given)
     chosen = found[{first}::{step}]
-    return {{"code": 0, "lines": len(found), "struck": list(strikes(given, state, chosen, {errors!r}))}}
+    told = {{"lines": len(found), "child": sum(child for child, _, _ in found)}}
+    return {{"code": 0, **told, "struck": list(strikes(given, state, chosen, {errors!r}))}}
 """
     driven = bench.drive(before=LINES + text, options=options, popen={"timeout": 900})
     ran = {report["argv"][-1] for report in runs(driven["reports"])}
@@ -669,6 +670,7 @@ def test_interrupted_at_every_line(case: Case, mode_bench: Bench, first: int, st
     errors = both if mode_bench.mode.name == ROOT_MODE else [both[first % 2]]
     told = struck(mode_bench, errors, first, step, {})
     assert len(told["struck"]) >= told["lines"] // step * len(errors) and told["lines"] > 1000
+    assert told["child"] > 100
     wrong = [json.dumps(strike) for strike in told["struck"] if strike.get("wrong") or "crash" in strike]
     assert not wrong, "\n".join(wrong)
     # Which of the lines that wait for a process are reached is a matter of time.

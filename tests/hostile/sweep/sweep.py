@@ -247,18 +247,24 @@ def inject(pool: Sequence[Worker], result: Result, wanted: Iterable[Fault], foun
                     result.alike += 1
                 return
 
+    def varies(worker: Worker, point: Point) -> bool:
+        """Do launches without a fault pass it by as well: the child looks at its trial as often as there is time."""
+        return any(point not in points(worker.ask(None)["calls"]) for _ in range(ATTEMPTS))
+
     def one(worker: Worker, fault: Fault) -> bool:
         """Could it have been injected a second time."""
         for _ in range(ATTEMPTS):
             told = worker.ask(vars(fault))
             if told["hit"] or told["violations"]:
                 break
+        point = (fault.role, fault.call, fault.number)
+        unmade = not told["hit"] and found.get(point, True) and not (point in found and varies(worker, point))
         with lock:
             result.injections += told["hit"]
             problems = list(told["violations"])
             if not told["hit"]:
                 result.unreached.append(fault)
-                if found.get((fault.role, fault.call, fault.number), True):
+                if unmade:
                     problems.append("no launch comes to this point any more")
             if problems:
                 result.violations.append((fault, problems))
