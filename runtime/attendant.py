@@ -17,7 +17,7 @@ from typing import Any
 from nucleus_gvisor.runtime import _attendant
 from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.capture import Capture, readable
-from nucleus_gvisor.runtime.descriptor import Descriptor
+from nucleus_gvisor.runtime.descriptor import Descriptor, Kept
 from nucleus_gvisor.runtime.errors import RunscFailed, SandboxGone
 from nucleus_gvisor.runtime.limits import Held
 from nucleus_gvisor.runtime.streams import open_standard_descriptors
@@ -107,7 +107,7 @@ class Attendant:
         self.theirs: Any = theirs
         self._pid = 0
         self._pidfd: Descriptor | None = None
-        self._spare = Descriptor(os.dup(self._ours.fileno()))
+        self._spare = Descriptor(Kept(os.dup(self._ours.fileno())))
         """Keeps a descriptor's number free for the pidfd, which comes when the sandbox runs already."""
 
     def meet(self) -> None:
@@ -117,7 +117,7 @@ class Attendant:
         self._ours.settimeout(PATIENCE)
         try:
             packet, pidfds = linux.receive(self._ours, _attendant.HELLO.size, 1)
-            self._pidfd = Descriptor(*pidfds)
+            self._pidfd = Descriptor(*map(Kept, pidfds))
         except (OSError, TypeError):  # nothing came, or no pidfd
             packet = b""
         self._ours.settimeout(None)

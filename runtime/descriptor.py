@@ -8,7 +8,7 @@ closed descriptor, which the kernel gives out again: to another thread, by the t
 import errno
 import io
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,25 @@ class File(io.FileIO):
 
     def __del__(self) -> None:
         self.close()  # dropped by who was interrupted: nothing to warn of
+
+
+_open: set[object] = set()
+
+
+class Kept(File):
+    """One that stays open until it is closed.
+
+    Python's collector closes a file that is garbage before it runs the `finally` of a coroutine that is garbage with
+    it, which still needs the descriptor to end its guest. So an open one is never garbage.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        _open.add(self)
+
+    def close(self, _forget: Callable[[object], None] = _open.discard) -> None:
+        super().close()
+        _forget(self)
 
 
 class Descriptor:

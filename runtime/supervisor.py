@@ -19,7 +19,7 @@ from typing import Any
 from nucleus_gvisor.model.errors import StepFailed, remedy
 from nucleus_gvisor.runtime import _child, interpreter, orphans
 from nucleus_gvisor.runtime import _linux as linux
-from nucleus_gvisor.runtime.descriptor import Descriptor, File
+from nucleus_gvisor.runtime.descriptor import Descriptor, Kept
 from nucleus_gvisor.runtime.paths import FileId, file_id
 
 PATIENCE = 60.0
@@ -142,7 +142,7 @@ class Supervisor:
     def _see_pidfds(self) -> None:
         """See, before there is a child, that all works which is later relied on: a kernel or a filter may lack it."""
         self._spare = Descriptor()
-        self._spare.owner = File(os.pidfd_open(os.getpid()))
+        self._spare.owner = Kept(os.pidfd_open(os.getpid()))
         signal.pidfd_send_signal(self._spare.number, 0)
         with suppress(ChildProcessError):  # the right answer: nobody is a child of itself
             os.waitid(os.P_PIDFD, self._spare.number, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -156,7 +156,7 @@ class Supervisor:
         if self._spare is not None:
             self._spare.close()
         self._pidfd = Descriptor()
-        self._pidfd.owner = File(os.pidfd_open(self.pid))
+        self._pidfd.owner = Kept(os.pidfd_open(self.pid))
         try:
             os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:

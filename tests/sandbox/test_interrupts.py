@@ -16,7 +16,12 @@ from nucleus_gvisor.runtime import Sandbox
 from tests.e2e import launching
 from tests.sandbox.conftest import Options
 
-pytestmark = [pytest.mark.real, pytest.mark.slow]
+# Between `open` and its `with` a strike leaves a file to Python, which closes it, and would rather be told.
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:Exception ignored in.*FileIO:pytest.PytestUnraisableExceptionWarning"),
+]
 
 PACKAGE = os.fspath(Path(nucleus_gvisor.runtime.sandbox.__file__).parent) + "/"
 ALL = os.environ.get("NUCLEUS_GVISOR_LINES") == "all"

@@ -236,6 +236,9 @@ def test_nothing_to_list_in_a_new_place(newer: Caller, base: Path) -> None:
     """No sandboxes, and no complaint; a place that is not sound is refused as a launch refuses it."""
     assert newer.mode.cli("gc").returncode == 0
     assert newer.mode.cli("ps", "--json").stdout == ""
-    refused = newer.mode.cli("ps", "--artifact-base", "/tmp/x")
+    base.chmod(0o755)
+    (base / "open").mkdir()
+    (base / "open").chmod(0o777)
+    refused = newer.mode.cli("ps", "--artifact-base", base / "open/x")
     assert refused.returncode == 125
-    assert "/tmp" in refused.stderr
+    assert os.fspath(base / "open") in refused.stderr

@@ -137,7 +137,7 @@ def test_mounts_that_are_there_anyway_or_covered_are_left_out() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"network": "bridge"}, ValueError, "bridge.*'none', 'sandbox', 'host'"),
+        ({"network": "bridge"}, ValueError, "bridge.*'none', 'host', 'sandbox'"),
         ({"network": 1}, TypeError, "network"),
         ({"network": None}, TypeError, "network"),
         ({"env": ["A"]}, ValueError, "KEY=VALUE: 'A'"),

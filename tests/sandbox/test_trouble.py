@@ -26,6 +26,7 @@ from nucleus_gvisor.runtime import (
 )
 from nucleus_gvisor.runtime import sandbox as module
 from nucleus_gvisor.runtime.capture import Pipes, readable
+from nucleus_gvisor.runtime.errors import CopyFailed
 from tests.e2e import launching
 from tests.e2e.launching import Caller
 from tests.sandbox.conftest import MakeSandbox, Options, client
@@ -338,9 +339,9 @@ def test_a_file_that_takes_no_output(new_options: Options, base: Path) -> None:
     """The host's own error is raised, once the guest has ended."""
     (base / "file").touch()
     with (base / "file").open("rb") as unwritable:
-        with pytest.raises(OSError, match="Bad file descriptor"):
+        with pytest.raises(CopyFailed, match="Bad file descriptor"):
             run(["echo", "x"], stdout=unwritable, **new_options)
-        with pytest.raises(OSError, match="Bad file descriptor"):
+        with pytest.raises(CopyFailed, match="Bad file descriptor"):
             asyncio.run(arun(["echo", "x"], stdout=unwritable, **new_options))
 
 
