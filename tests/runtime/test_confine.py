@@ -2,7 +2,8 @@
 
 import errno
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from nucleus_gvisor.model.errors import ConfineFailed, LaunchError, NotProved, SafetyViolation, StepFailed
 from nucleus_gvisor.runtime import GVisorOciRunOptions, GVisorRuntime, OciBundle
+from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.steps import confine, stage
 from nucleus_gvisor.runtime.supervisor import Supervisor
 from tests.conftest import Release
@@ -65,3 +67,42 @@ def test_equal_bytes_are_asked_once(base: Path, release: Release, monkeypatch: p
             assert job.wait(timeout=60) == 0
     assert asked == [2, 0]
     stage.forget()
+
+
+@contextmanager
+def in_a_new_user_namespace(*written: str) -> Iterator[int]:
+    """A child in a user namespace of its own, which has written these of its id maps itself."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    waits, ends = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(ends)
+            uid, gid = os.geteuid(), os.getegid()
+            linux.unshare(linux.CLONE_NEWUSER)
+            for kind in written:
+                if kind == "gid":
+                    Path("/proc/self/setgroups").write_text("deny")
+                Path(f"/proc/self/{kind}_map").write_text(f"0 {uid if kind == 'uid' else gid} 1")
+            os.write(writer, b"x")
+            os.read(waits, 1)
+        finally:
+            os._exit(0)
+    try:
+        assert os.read(reader, 1) == b"x"
+        yield pid
+    finally:
+        for fd in (reader, writer, waits, ends):
+            os.close(fd)
+        os.waitpid(pid, 0)
+
+
+def test_a_map_is_whole_or_not_there() -> None:
+    """Who may not write one has written none, and is told; one that is there in part fails the launch."""
+    with in_a_new_user_namespace() as pid:
+        assert confine.map_all_ids(pid) is (os.geteuid() == 0)
+    with in_a_new_user_namespace("uid") as pid:
+        assert confine.map_all_ids(pid) is False
+    if os.geteuid() == 0:
+        with in_a_new_user_namespace("gid") as pid, pytest.raises(StepFailed, match="ids cannot be mapped"):
+            confine.map_all_ids(pid)
