@@ -213,8 +213,8 @@ def test_a_required_scope_needs_what_gives_it() -> None:
     """It goes with a required mount-locked launch, with nothing weaker; to want none has no name."""
     assert GVisorOciRunOptions(signal_scope=Enforcement.REQUIRED).signal_scope is Enforcement.REQUIRED
     for weaker in ({"enforcement": Enforcement.BEST_EFFORT}, {"confinement": Confinement.LANDLOCK}):
-        assert GVisorOciRunOptions(**weaker).signal_scope is Enforcement.BEST_EFFORT  # type: ignore[arg-type]
+        assert GVisorOciRunOptions(**weaker).signal_scope is Enforcement.BEST_EFFORT
         with pytest.raises(BadArgument, match="signal_scope contradicts"):
-            GVisorOciRunOptions(signal_scope=Enforcement.REQUIRED, **weaker)  # type: ignore[arg-type]
+            GVisorOciRunOptions(signal_scope=Enforcement.REQUIRED, **weaker)
     with pytest.raises(BadArgument, match="signal_scope refused; observed: off"):
         GVisorOciRunOptions(signal_scope=Enforcement.OFF)
