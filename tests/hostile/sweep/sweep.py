@@ -249,7 +249,7 @@ def inject(pool: Sequence[Worker], result: Result, wanted: Iterable[Fault], foun
 
     def varies(worker: Worker, point: Point) -> bool:
         """Do launches without a fault pass it by as well: the child looks at its trial as often as there is time."""
-        return any(point not in points(worker.ask(None)["calls"]) for _ in range(ATTEMPTS))
+        return any(point not in points(worker.ask(None)["calls"]) for _ in range(10 * ATTEMPTS))
 
     def one(worker: Worker, fault: Fault) -> bool:
         """Could it have been injected a second time."""
