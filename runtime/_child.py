@@ -875,12 +875,14 @@ def _answer(pid: int, reader: int, end: float) -> tuple[int, bytes]:
             break
         output += part
     os.close(reader)
-    while time.monotonic() < end:
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            return status, output
-        time.sleep(0.0005)
-    os.kill(pid, _signal.SIGKILL)
+    pidfd = os.pidfd_open(pid)
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        if not poll.poll(max(0.0, end - time.monotonic()) * 1000):
+            os.kill(pid, _signal.SIGKILL)
+    finally:
+        os.close(pidfd)
     return os.waitpid(pid, 0)[1], output
 
 

@@ -324,6 +324,6 @@ def test_explain_tells_hooks_and_limits(first: Caller) -> None:
     assert done.returncode == 0, done.stdout
     told = done.stdout
     where_at = [told.index(f"execve            hooks.{kind}[0]") for kind in ("prestart", "poststart", "poststop")]
-    assert where_at == sorted(where_at) and told.index("send  ") > where_at[0]
+    assert where_at == sorted(where_at) and where_at[0] < told.index("exec, argv and env") < where_at[1]
     assert "leave out         linux.resources.blockIO" in told and "pids 5: " in told and "--oci-seccomp" in told
     assert not out.exists()

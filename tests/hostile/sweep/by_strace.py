@@ -78,11 +78,12 @@ def chosen(calls: Sequence[tuple[str, str]]) -> Iterator[tuple[Fault, int]]:
     totals = Counter(calls)
     counts: Counter[tuple[str, str]] = Counter()
     launched: Counter[tuple[str, str]] = Counter()
-    marks, seen, gone = 0, set[tuple[str, str]](), set[str]()
+    seen, gone = set[tuple[str, str]](), set[str]()
     for process, call in calls:
         counts[process, call] += 1
-        marks += call == MARK
-        if marks != 1 or process not in roles or process in gone or call in (MARK, *UNSTEADY):
+        # Between a launch's marks; and not between the child's own, where it waits.
+        within = counts[processes[0], MARK] == 1 and (roles.get(process) == CALLER or counts[process, MARK] % 2 == 0)
+        if not within or process not in roles or process in gone or call in (MARK, *UNSTEADY):
             continue
         if call == "execveat":  # after it, the calls are the image's
             gone.add(process)

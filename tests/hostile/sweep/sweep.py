@@ -28,7 +28,7 @@ from tests.hostile.bench import DRIVER, Bench, Witness, compiled
 from tests.hostile.sweep.by_strace import Strace, chosen
 from tests.hostile.sweep.faults import ERRORS, SIGNALS
 from tests.hostile.sweep.judge import Expected, violations
-from tests.hostile.sweep.trap import Fault
+from tests.hostile.sweep.trap import WAITS, Fault
 from tests.support.app import installed_app
 from tests.support.modes import NAMES, NAMESPACE_MODE, Mode, private_base
 from tests.support.places import ROOT
@@ -194,7 +194,7 @@ class Result:
 
 
 def discover(pool: Sequence[Worker], result: Result) -> dict[Point, bool]:
-    """Every point that any of a few launches has, and whether all had it."""
+    """Every point that any of a few launches has, and whether every launch has it: all had, and nobody waits there."""
     found: Counter[Point] = Counter()
     launches = 0
     for worker in pool:
@@ -205,7 +205,7 @@ def discover(pool: Sequence[Worker], result: Result) -> dict[Point, bool]:
             if told["violations"] and not result.violations:
                 result.violations.append((None, told["violations"]))
     result.points = len(found)
-    return {point: count == launches for point, count in found.items()}
+    return {point: count == launches and point[0] != WAITS for point, count in found.items()}
 
 
 def share(pool: Sequence[Worker], work: Callable[[Worker, T], None], items: Iterable[T]) -> None:
@@ -247,18 +247,13 @@ def inject(pool: Sequence[Worker], result: Result, wanted: Iterable[Fault], foun
                     result.alike += 1
                 return
 
-    def varies(worker: Worker, point: Point) -> bool:
-        """Do launches without a fault pass it by as well: the child looks at its trial as often as there is time."""
-        return any(point not in points(worker.ask(None)["calls"]) for _ in range(10 * ATTEMPTS))
-
     def one(worker: Worker, fault: Fault) -> bool:
         """Could it have been injected a second time."""
         for _ in range(ATTEMPTS):
             told = worker.ask(vars(fault))
             if told["hit"] or told["violations"]:
                 break
-        point = (fault.role, fault.call, fault.number)
-        unmade = not told["hit"] and found.get(point, True) and not (point in found and varies(worker, point))
+        unmade = not told["hit"] and found.get((fault.role, fault.call, fault.number), True)
         with lock:
             result.injections += told["hit"]
             problems = list(told["violations"])

@@ -42,7 +42,8 @@ EXECUTES = ("execve", "execveat")
 MARK = "sched_yield"
 BEGUN, AGAIN = 2, 4
 """Marks that the caller has made when the launch has begun, and when it begins once more. One is for the filter."""
-CALLER, CHILD, ASKED = "caller", "child", "asked"
+CALLER, CHILD, WAITS, ASKED = "caller", "child", "child-waits", "asked"
+"""WAITS is the child between two marks of its own, where how often it looks is chance."""
 CLOSED = "closed-by-the-sweep"
 
 
@@ -158,6 +159,7 @@ class Supervisor:
         self._outside = self._spaces(caller)
         self._counts: dict[tuple[str, str], int] = {}
         self._marks = 0
+        self._waits = False
         self._burst = 0
         self._judged: dict[tuple[str, str], str | None] = {}
         self.traced = Traced()
@@ -198,9 +200,14 @@ class Supervisor:
         if call == MARK and role == CALLER:
             self._marks += 1
             if self._marks == AGAIN:
-                self._roles = {pid: CALLER}
+                self._roles, self._waits = {pid: CALLER}, False
                 self._retried()
             return 0
+        if call == MARK and role == CHILD:
+            self._waits = not self._waits
+            return 0
+        if role == CHILD and self._waits:
+            role = WAITS
         if call in EXECUTES:
             self.traced.looks += self._look(role, pid, call, arguments)
         if self._marks != BEGUN:
