@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.setup import provision
+from tests.setup import provision, releases
 from tests.support import app as support_app
 from tests.support import places
 from tests.support.modes import NAMES, Mode
@@ -145,3 +145,25 @@ def test_provision_says_how_it_is_used() -> None:
     """A wrong argument prints the usage and fails."""
     done = subprocess.run([sys.executable, provision.__file__, "x"], capture_output=True, text=True)
     assert done.returncode == 2 and "provision.py test" in done.stderr
+
+
+def test_without_go_the_setup_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line: what it is needed for, and where it comes from."""
+    monkeypatch.setattr(releases.shutil, "which", lambda *_, **__: None)
+    with pytest.raises(provision.Problem, match=r"there is no Go.*https://go.dev/doc/install"):
+        releases.Toolchain("go1.26.8")
+
+
+@pytest.mark.real
+def test_what_is_built_is_what_is_pinned(tmp_path: Path) -> None:
+    """Each release is there, as pinned, says that it is itself, and nothing is built again; a changed one would be."""
+    base, arch = provision.test_base(), {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
+    for name, pin in releases.pins().items():
+        folder = base / releases.FOLDER / name
+        assert releases.digests(folder) == pin.sha256[arch]
+        for path in filter(Path.exists, (folder / "runsc", folder / releases.SIDE / releases.SENTRY)):
+            assert subprocess.check_output([path, "--version"], text=True).startswith(f"runsc version {pin.version}\n")
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "runsc").write_bytes(b"another")
+    assert list(releases.absent(base, arch)) == []
+    assert [name for name, _ in releases.absent(tmp_path, arch)] == list(releases.pins())

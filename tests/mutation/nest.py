@@ -25,6 +25,7 @@ from types import SimpleNamespace
 from typing import Any, NoReturn
 
 from tests.mutation.mutants import Mutant
+from tests.setup import releases
 from tests.setup.provision import NEWER, test_base
 from tests.support.app import OURS, copy_dependencies, make_readable
 from tests.support.places import ROOT, remove
@@ -247,12 +248,13 @@ def _first(libc: ctypes.CDLL, nest: Nest, work: Callable[[], int]) -> int:
         if entry.is_dir(follow_symlinks=False) and entry.name not in WRITABLE:
             mount(entry.path, entry.path, None, MS_BIND | MS_REC)
             mount("none", entry.path, None, MS_BIND | MS_REMOUNT | MS_RDONLY)
-    # The newer runsc, where tests look for it, and the place where it is.
-    theirs, ours = (os.fspath(base / NEWER.parts[0]) for base in (test_base(), nest.base))
-    os.makedirs(ours, exist_ok=True)
-    for path in (theirs, ours):
-        mount(theirs, path, None, MS_BIND)
-        mount("none", path, None, MS_BIND | MS_REMOUNT | MS_RDONLY)
+    # Every runsc that is not installed, where tests look for it, and the place where it is.
+    for folder in (NEWER.parts[0], releases.FOLDER):
+        theirs, ours = (os.fspath(base / folder) for base in (test_base(), nest.base))
+        os.makedirs(ours, exist_ok=True)
+        for path in (theirs, ours):
+            mount(theirs, path, None, MS_BIND)
+            mount("none", path, None, MS_BIND | MS_REMOUNT | MS_RDONLY)
     worker = os.fork()
     if worker == 0:
         _guarded(work, status=NO_TESTS)

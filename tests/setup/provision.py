@@ -1,7 +1,7 @@
 """Bring a machine to where `make run` or `make test` can work. Says one line for each thing it does, else nothing.
 
     provision.py run      a runsc, when none is installed
-    provision.py test     both releases of runsc, the Debian packages and the ordinary user that tests need
+    provision.py test     every release of runsc, the Debian packages and the ordinary user that tests need
 
 Standard library only: it runs before there is a virtual environment. It can be run again at any time; what is
 there already is left alone.
@@ -11,7 +11,6 @@ import fcntl
 import os
 import pwd
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -20,6 +19,11 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[2]))  # it is run by its path
+
+from tests.setup import releases
+from tests.setup.problem import Problem, quiet, say
 
 USER = "ngv-test"
 """The ordinary user that tests run as, beside root."""
@@ -34,10 +38,6 @@ PACKAGES = (
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
-class Problem(Exception):
-    """What is missing, and what the reader can do about it."""
-
-
 def test_base() -> Path:
     """Where tests keep what outlives one test.
 
@@ -48,28 +48,6 @@ def test_base() -> Path:
     if os.geteuid() == 0:
         return Path("/var/lib/nucleus-gvisor-tests")
     return Path(pwd.getpwuid(os.geteuid()).pw_dir, ".local/state/nucleus-gvisor-tests")
-
-
-def say(line: str) -> None:
-    print(f"setup: {line}", flush=True)
-
-
-def quiet(argv: Sequence[str], cwd: Path | None = None) -> str:
-    """Run a command silently; its whole output becomes the Problem when it fails."""
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
-    done = subprocess.run(
-        argv,
-        cwd=cwd,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )
-    if done.returncode:
-        raise Problem(f"{shlex.join(argv)} failed ({done.returncode}):\n{done.stdout}")
-    return done.stdout
 
 
 # ---- Debian's packages ----
@@ -216,6 +194,7 @@ def for_tests() -> None:
     with (base / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two checkouts may be tested at once
         fetch_newer(base)
+        releases.make(base)
         if os.geteuid() == 0:
             make_user()
 
