@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.setup import provision, releases
+from tests.setup.problem import Problem
 from tests.support import app as support_app
 from tests.support import places
 from tests.support.modes import NAMES, Mode
@@ -137,7 +138,7 @@ def test_archive_is_found_in_apt_sources(name: str, text: str) -> None:
 )
 def test_no_archive_is_a_problem(name: str, text: str) -> None:
     """Without a usable archive the message says what was looked for."""
-    with pytest.raises(provision.Problem, match="no Debian archive with the suite bookworm"):
+    with pytest.raises(Problem, match="no Debian archive with the suite bookworm"):
         provision.debian_archive([(name, text)], "bookworm")
 
 
@@ -149,8 +150,8 @@ def test_provision_says_how_it_is_used() -> None:
 
 def test_without_go_the_setup_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """One line: what it is needed for, and where it comes from."""
-    monkeypatch.setattr(releases.shutil, "which", lambda *_, **__: None)
-    with pytest.raises(provision.Problem, match=r"there is no Go.*https://go.dev/doc/install"):
+    monkeypatch.setattr("tests.setup.releases.shutil.which", lambda *_, **__: None)
+    with pytest.raises(Problem, match=r"there is no Go.*https://go.dev/doc/install"):
         releases.Toolchain("go1.26.8")
 
 
