@@ -28,6 +28,7 @@ from nucleus_gvisor.runtime import GVisorRuntime, Sandbox, arun, run
 
 Figures = dict[str, float]
 THREADS = 16
+TREE = 1000
 
 
 def processors() -> float:
@@ -102,6 +103,29 @@ def compare(title: str, contenders: dict[str, list[Figures]]) -> None:
             print(f"    {name:14} {key:32} {shown(ours)}   {'' if rows is first else ratio + ' x'}")
 
 
+def by_file(box: Any, tree: Path, back: Path) -> Figures:
+    """There and back, a file at a time."""
+    figures: Figures = {}
+    with measured(figures, "put"):
+        for path in filter(Path.is_file, tree.rglob("*")):
+            box.write_file(f"/tmp/files/{path.relative_to(tree)}", path.read_bytes(), parents=True)
+    with measured(figures, "get"):
+        for path in filter(Path.is_file, tree.rglob("*")):
+            box.read_file(f"/tmp/files/{path.relative_to(tree)}")
+    return figures
+
+
+def as_tree(box: Any, tree: Path, back: Path) -> Figures:
+    """There and back, as a whole."""
+    figures: Figures = {}
+    with measured(figures, "put"):
+        box.put(tree, "/tmp/tree")
+    with measured(figures, "get"):
+        box.get("/tmp/tree", back)
+    shutil.rmtree(back)
+    return figures
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=20)
@@ -116,6 +140,15 @@ def main() -> None:
     boxes = {name: make() for name, make in makers.items()}
     commands = {name: partial(timed, "one more exec", partial(box.exec, "true")) for name, box in boxes.items()}
     compare("A command in a sandbox", in_turn(commands, 5 * given.rounds))
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder, "tree")
+        for number in range(TREE):
+            path = tree / str(number % 20) / str(number)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(bytes(1024))
+        ways = {"file by file": by_file, "put and get": as_tree}
+        copies = {name: partial(way, boxes["ours"], tree, Path(folder, "back")) for name, way in ways.items()}
+        compare(f"A tree of {TREE} files", in_turn(copies, max(1, given.rounds // 7)))
     for box in boxes.values():
         box.close()
 

@@ -59,10 +59,9 @@ from nucleus_gvisor.runtime.sandbox import (
     Sandbox,
     ended,
     launched,
-    opened_source,
     parents_of,
-    whole,
 )
+from nucleus_gvisor.runtime.trees import LONGEST, Copying, to_get, to_put
 
 Result = TypeVar("Result")
 
@@ -566,8 +565,8 @@ class AsyncSandbox:
         self, path: str, *, max_bytes: int = MAX_FILE, timeout: float | None = None, special: bool = False
     ) -> bytes:
         """The bytes of a file in the guest; see `Sandbox.read_file`."""
-        pipes = Pipes.redirected(None, None, PIPE, DEVNULL, False)
-        return (await self._copy("read_file", "r", path, pipes, timeout, special, max_bytes)).stdout
+        copying = Copying("R" if special else "r", Pipes.redirected(None, None, PIPE, DEVNULL, False))
+        return (await self._copy("read_file", path, copying, timeout, max_bytes)).stdout
 
     async def write_file(
         self,
@@ -583,15 +582,17 @@ class AsyncSandbox:
         deadline = deadline_of(timeout)
         if parents and (above := parents_of(directory(path, "path"))):
             await self._own("write_file", path, ["d", *above], timeout, deadline)
-        await self._copy("write_file", "w", path, Pipes(data), timeout, special, deadline=deadline)
+        await self._copy("write_file", path, Copying("W" if special else "w", Pipes(data)), timeout, deadline=deadline)
         if mode is not None:
             await self._own("write_file", path, ["m", str(mode), directory(path, "path")], timeout, deadline)
 
-    async def put(self, source: HostPath, path: str, *, timeout: float | None = None, special: bool = False) -> None:
-        """Copy the regular file `source` of the host to `path` in the guest; see `Sandbox.put`."""
-        with opened_source(source) as file:
-            pipes = Pipes.redirected(None, file, DEVNULL, DEVNULL, False)
-            await self._copy("put", "w", path, pipes, timeout, special)
+    async def put(
+        self, source: HostPath, path: str, *, timeout: float | None = None, special: bool = False
+    ) -> tuple[str, ...]:
+        """Copy the file or the directory `source` of the host to `path` in the guest; see `Sandbox.put`."""
+        with to_put(source, special) as copying:
+            await self._copy("put", path, copying, timeout, LONGEST)
+        return tuple(copying.left_out)
 
     async def get(
         self,
@@ -601,30 +602,26 @@ class AsyncSandbox:
         max_bytes: int = MAX_FILE,
         timeout: float | None = None,
         special: bool = False,
-    ) -> None:
-        """Copy `path` of the guest to the file `target` on the host; see `Sandbox.get`."""
-        with whole(target) as file:
-            pipes = Pipes.redirected(None, None, file, DEVNULL, False)
-            pipes.bounded = True
-            await self._copy("get", "r", path, pipes, timeout, special, max_bytes)
+    ) -> tuple[str, ...]:
+        """Copy the file or the directory `path` of the guest to `target` on the host; see `Sandbox.get`."""
+        with to_get(target, max_bytes, special) as copying:
+            await self._copy("get", path, copying, timeout, max_bytes)
+        return tuple(copying.left_out)
 
     async def _copy(
         self,
         name: str,
-        how: str,
         path: str,
-        pipes: Pipes,
+        copying: Copying,
         timeout: float | None,
-        special: bool,
         limit: int = 0,
         deadline: float | None = None,
     ) -> Completed[bytes]:
         try:
             where = directory(path, "path")
-            words = [self._box._program, how.upper() if special else how, where]
             done: Completed[bytes] = await self._execute(
-                words,
-                pipes,
+                [self._box._program, copying.word, where],
+                copying.pipes,
                 timeout=timeout,
                 check=False,
                 text=False,
@@ -633,8 +630,8 @@ class AsyncSandbox:
                 deadline=deadline,
             )
         finally:
-            pipes.close()
-        Sandbox._copied(done.returncode, where, special)
+            copying.pipes.close()
+        Sandbox._copied(done.returncode, copying.place(where, done.stdout), copying.word.isupper())
         return done
 
     async def _own(self, name: str, path: str, words: list[str], timeout: float | None, deadline: float | None) -> None:

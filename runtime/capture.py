@@ -7,9 +7,9 @@ import stat
 import subprocess
 import termios
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.gvisor import Stream
@@ -43,12 +43,43 @@ def readable(fd: int, deadline: float | None) -> bool:
     return True
 
 
+class TooLarge(Exception):
+    """A sink wants no more than it has taken."""
+
+
+class Sink(Protocol):
+    """Takes what a program writes, and what it holds is closed in the end."""
+
+    def take(self, piece: memoryview, /) -> None:
+        """One piece; OSError where it cannot, TooLarge where it will not."""
+
+    def close(self) -> None:
+        """Close what it holds; once is enough."""
+
+
+class _ToFile:
+    """A regular file that takes what is written, by a descriptor that is this object's to close."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def take(self, piece: memoryview) -> None:
+        while piece:
+            piece = piece[os.write(self._fd, piece) :]
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:  # gevent's os.close takes no other number
+            with suppress(OSError):
+                os.close(fd)
+
+
 class Capture:
     """Pipes of one program: `limits` are those it writes, with how many bytes of each are wanted, and `feed` is what it
-    reads: `data`, or from descriptor `source`. `sinks` have, by pipe, a name and the descriptor that takes all of it,
-    or no more than `bound` bytes.
+    reads: `data`, or from descriptor `source`, or what `pieces` give. `sinks` have, by pipe, a name and what takes all
+    of it.
 
-    All of these descriptors are this object's to close.
+    All of these descriptors, and the sinks, are this object's to close.
     """
 
     def __init__(
@@ -58,24 +89,23 @@ class Capture:
         data: bytes = b"",
         *,
         source: int = -1,
-        sinks: Mapping[int, tuple[str, int]] | None = None,
-        bound: int | None = None,
+        pieces: Generator[bytes, None, None] | None = None,
+        sinks: Mapping[int, tuple[str, Sink]] | None = None,
     ) -> None:
         self._sinks = dict(sinks or {})
-        self._bound = float("inf") if bound is None else bound
         limits = {**limits, **dict.fromkeys(self._sinks, 0)}
         self._limits = limits
         # What is read out of it as a whole is not copied once more.
         self._parts: dict[int, io.BytesIO] = {fd: io.BytesIO() for fd in limits}
         self._open = set(limits)
-        self._feed, self._data, self._source = feed, memoryview(data), source
+        self._feed, self._data, self._source, self._pieces = feed, memoryview(data), source, pieces
         self.exceeded: bool = False
         """Did it write more than was wanted."""
         self.failed: tuple[str, OSError] | None = None
         """The stream whose copy could not be made, and why."""
         for fd in (*limits, *([feed] if feed >= 0 else [])):
             os.set_blocking(fd, False)
-        if not data and source < 0:
+        if not data and source < 0 and pieces is None:
             self._stop_feeding()
 
     @property
@@ -147,17 +177,16 @@ class Capture:
             return False
         if fd in self._sinks:
             name, sink = self._sinks[fd]
-            self.exceeded = self.exceeded or len(piece) > self._bound
-            left = memoryview(piece[: int(min(len(piece), self._bound))])
-            self._bound -= len(left)
             try:
-                while left:
-                    left = left[os.write(sink, left) :]
+                sink.take(memoryview(piece))
+            except TooLarge:
+                self.exceeded = True
             except OSError as error:
                 self.failed = self.failed or (name, error)
-                self._open.discard(fd)
-                return False
-            return True
+            else:
+                return True
+            self._open.discard(fd)
+            return False
         room = self._limits[fd] - self._parts[fd].tell()
         if len(piece) > room:
             self.exceeded = True
@@ -170,12 +199,14 @@ class Capture:
         A file's offset moves by what the pipe took: what the program never got is still there for who comes next.
         """
         piece: bytes | memoryview = self._data[:CHUNK]
-        if self._source >= 0:
-            try:
+        try:
+            if self._source >= 0:
                 piece = os.pread(self._source, CHUNK, os.lseek(self._source, 0, os.SEEK_CUR))
-            except OSError as error:
-                self.failed = self.failed or ("stdin", error)
-                return False
+            elif not piece and self._pieces is not None:
+                piece = self._data = memoryview(next(self._pieces, b""))
+        except OSError as error:
+            self.failed = self.failed or ("stdin", error)
+            return False
         if not piece:
             return False
         try:
@@ -188,7 +219,7 @@ class Capture:
             os.lseek(self._source, taken, os.SEEK_CUR)
             return True
         self._data = self._data[taken:]
-        return bool(self._data)
+        return bool(self._data) or self._pieces is not None
 
     def _stop_feeding(self) -> None:
         feed, self._feed = self._feed, -1
@@ -197,7 +228,11 @@ class Capture:
 
     def close(self) -> None:
         self._stop_feeding()
-        held = [*self._limits, *(sink for _, sink in self._sinks.values()), self._source]
+        if self._pieces is not None:
+            self._pieces.close()
+        for _, sink in self._sinks.values():
+            sink.close()
+        held = [*self._limits, self._source]
         self._limits, self._sinks, self._source = {}, {}, -1
         for fd in held:
             if fd >= 0:  # gevent's os.close takes no other number
@@ -232,8 +267,10 @@ class Pipes:
         self.ours: list[int] = [-1, -1, -1]
         self.copies: dict[int, int] = {}
         """Which of the three -> our own descriptor of the regular file that it is copied from or to."""
-        self.bounded: bool = False
-        """Is what is copied to files as bounded as what is captured."""
+        self.pieces: Generator[bytes, None, None] | None = None
+        """What the program reads, where it is piped and is no `input`."""
+        self.sink: Sink | None = None
+        """What takes its standard output, where that is piped."""
         self.fed: bool = input is not None
         self._data = input.encode() if isinstance(input, str) else (input or b"")
 
@@ -320,7 +357,8 @@ class Pipes:
 
     def capture(self, limit: int) -> Capture:
         """Hand our ends over, to be read, fed and copied."""
-        self._captured = [-1 if number in self.copies else self.ours[number] for number in (1, 2)]
+        elsewhere = [*self.copies, *([1] if self.sink is not None else [])]
+        self._captured = [-1 if number in elsewhere else self.ours[number] for number in (1, 2)]
         return self._handed(range(3), limit)
 
     def copier(self) -> Capture:
@@ -333,13 +371,16 @@ class Pipes:
             self.ours[number] = -1
         outputs = {number: fd for number, fd in ends.items() if number}
         copies, self.copies = self.copies, {}
+        sinks: dict[int, Sink] = {number: _ToFile(fd) for number, fd in copies.items() if number}
+        if self.sink is not None:
+            sinks[1] = self.sink
         return Capture(
-            {fd: limit for number, fd in outputs.items() if number not in copies},
+            {fd: limit for number, fd in outputs.items() if number not in sinks},
             ends.get(0, -1),
             self._data,
             source=copies.get(0, -1),
-            sinks={fd: (NAMES[number], copies[number]) for number, fd in outputs.items() if number in copies},
-            bound=limit if self.bounded else None,
+            pieces=self.pieces,
+            sinks={fd: (NAMES[number], sinks[number]) for number, fd in outputs.items() if number in sinks},
         )
 
     def results(self, capture: Capture, text: bool) -> tuple[Any, Any]:

@@ -29,14 +29,13 @@ import os
 import re
 import select
 import signal as signals
-import stat
 import termios
 import threading
 import time
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import FrozenInstanceError, dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, AnyStr, Generic, Literal, NoReturn, Self, TypedDict, TypeVar, Unpack, overload
@@ -94,6 +93,7 @@ from nucleus_gvisor.runtime.request import (
 )
 from nucleus_gvisor.runtime.said import FAILED as RUNSC_FAILED
 from nucleus_gvisor.runtime.said import reason_of
+from nucleus_gvisor.runtime.trees import LONGEST, Copying, no_regular, to_get, to_put
 
 Wrote = TypeVar("Wrote", bound=Output, covariant=True)
 """What a program's captured streams are: str, bytes, or None where they may not have been captured."""
@@ -952,8 +952,8 @@ class Sandbox:
 
         What is no regular file is refused with shutil.SpecialFileError, unless it is to be waited for: `special`.
         """
-        pipes = Pipes.redirected(None, None, PIPE, DEVNULL, False)
-        return (self._copy("read_file", "r", path, pipes, timeout, special, max_bytes)).stdout
+        copying = Copying("R" if special else "r", Pipes.redirected(None, None, PIPE, DEVNULL, False))
+        return (self._copy("read_file", path, copying, timeout, max_bytes)).stdout
 
     def write_file(
         self,
@@ -972,15 +972,22 @@ class Sandbox:
         deadline = deadline_of(timeout)
         if parents and (above := parents_of(directory(path, "path"))):
             self._own("write_file", path, ["d", *above], timeout, deadline)
-        self._copy("write_file", "w", path, Pipes(data), timeout, special, deadline=deadline)
+        self._copy("write_file", path, Copying("W" if special else "w", Pipes(data)), timeout, deadline=deadline)
         if mode is not None:
             self._own("write_file", path, ["m", str(mode), directory(path, "path")], timeout, deadline)
 
-    def put(self, source: HostPath, path: str, *, timeout: float | None = None, special: bool = False) -> None:
-        """Copy the regular file `source` of the host to `path` in the guest, of whatever size; see `write_file`."""
-        with opened_source(source) as file:
-            pipes = Pipes.redirected(None, file, DEVNULL, DEVNULL, False)
-            self._copy("put", "w", path, pipes, timeout, special)
+    def put(
+        self, source: HostPath, path: str, *, timeout: float | None = None, special: bool = False
+    ) -> tuple[str, ...]:
+        """Copy the file or the directory `source` of the host to `path` in the guest, of whatever size.
+
+        A file is written as by `write_file`. A directory's entries come into the directory `path`, which is made where
+        it is not there, with their modes, and replace those of their names; they belong to the guest's user. Links that
+        lead out of it, and special files, are left out: the names in it of those that were.
+        """
+        with to_put(source, special) as copying:
+            self._copy("put", path, copying, timeout, LONGEST)
+        return tuple(copying.left_out)
 
     def get(
         self,
@@ -990,34 +997,32 @@ class Sandbox:
         max_bytes: int = MAX_FILE,
         timeout: float | None = None,
         special: bool = False,
-    ) -> None:
-        """Copy `path` of the guest to the file `target` on the host, which is there only if all of it is.
+    ) -> tuple[str, ...]:
+        """Copy the file or the directory `path` of the guest to `target` on the host, which is there only if all of it
+        is; in the place of a directory only of an empty one.
 
-        OutputLimit when it is larger than `max_bytes`: its size is the guest's to say, and the disk is the host's.
-        Otherwise as `read_file`.
+        OutputLimit when it is larger than `max_bytes`: its size is the guest's to say, and the disk is the host's. An
+        entry of a directory counts as `trees.ENTRY` bytes and what is in it. Links that lead out of it, and special
+        files, are left out: the names in it of those that were. Otherwise as `read_file`.
         """
-        with whole(target) as file:
-            pipes = Pipes.redirected(None, None, file, DEVNULL, False)
-            pipes.bounded = True
-            self._copy("get", "r", path, pipes, timeout, special, max_bytes)
+        with to_get(target, max_bytes, special) as copying:
+            self._copy("get", path, copying, timeout, max_bytes)
+        return tuple(copying.left_out)
 
     def _copy(
         self,
         name: str,
-        how: str,
         path: str,
-        pipes: Pipes,
+        copying: Copying,
         timeout: float | None,
-        special: bool,
         limit: int = 0,
         deadline: float | None = None,
     ) -> Completed[bytes]:
         try:
             where = directory(path, "path")
-            words = [self._program, how.upper() if special else how, where]
             done: Completed[bytes] = self._execute(
-                words,
-                pipes,
+                [self._program, copying.word, where],
+                copying.pipes,
                 timeout=timeout,
                 check=False,
                 text=False,
@@ -1026,8 +1031,8 @@ class Sandbox:
                 deadline=deadline,
             )
         finally:
-            pipes.close()
-        Sandbox._copied(done.returncode, where, special)
+            copying.pipes.close()
+        Sandbox._copied(done.returncode, copying.place(where, done.stdout), copying.word.isupper())
         return done
 
     def _own(self, name: str, path: str, words: list[str], timeout: float | None, deadline: float | None) -> None:
@@ -1040,7 +1045,7 @@ class Sandbox:
     @staticmethod
     def _copied(code: int, path: str, special: bool = False) -> None:
         if code == guest.SPECIAL or (code == errno.ENXIO and not special):  # a FIFO that nobody reads, or a socket
-            raise _no_regular(path)
+            raise no_regular(path)
         if 0 < code < 128:
             raise OSError(code, os.strerror(code), path)
         if code:
@@ -1401,42 +1406,6 @@ class GuestProcess(Generic[AnyStr]):
 
     def __repr__(self) -> str:
         return f"<GuestProcess {list(self.args)} pid={self.pid} returncode={self.returncode}>"
-
-
-def _no_regular(path: str) -> OSError:
-    """That a path leads to no regular file, as shutil has it."""
-    from shutil import SpecialFileError  # some milliseconds, and seldom needed
-
-    return SpecialFileError(errno.EINVAL, "no regular file, but a FIFO, a device or a socket", path)
-
-
-def opened_source(source: HostPath) -> IO[bytes]:
-    """The host's file, to be copied; a FIFO there makes nobody wait either."""
-    file = open(os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb", buffering=0)  # noqa: SIM115
-    mode = os.fstat(file.fileno()).st_mode
-    if not stat.S_ISREG(mode):
-        file.close()
-        name = os.fsdecode(source)
-        raise (
-            IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
-            if stat.S_ISDIR(mode)
-            else _no_regular(name)
-        )
-    return file
-
-
-@contextmanager
-def whole(target: HostPath) -> Iterator[IO[bytes]]:
-    """A file that becomes `target` when the block has ended without an error; otherwise nothing is left of it."""
-    final = Path(os.fsdecode(target))
-    part = final.with_name(f".{final.name}.{os.urandom(8).hex()}")
-    try:
-        with open(part, "xb", buffering=0) as file:
-            yield file
-        os.replace(part, final)
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(part)
 
 
 def parents_of(path: str) -> list[str]:

@@ -33,7 +33,7 @@ NEWER = Path("runsc-trixie/usr/bin/runsc")
 """Below the test base: the release of Debian 13."""
 PACKAGES = (
     *("runsc", "gcc", "libc6-dev", "strace", "util-linux", "golang-github-opencontainers-specs-dev"),
-    *(("binutils-aarch64-linux-gnu", "qemu-user-static") if os.uname().machine == "x86_64" else ()),
+    *(("gcc-aarch64-linux-gnu", "qemu-user-static") if os.uname().machine == "x86_64" else ()),
 )
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
