@@ -107,8 +107,13 @@ class Attendant:
         self.theirs: Any = theirs
         self._pid = 0
         self._pidfd: Descriptor | None = None
-        self._spare = Descriptor(Kept(os.dup(self._ours.fileno())))
-        """Keeps a descriptor's number free for the pidfd, which comes when the sandbox runs already."""
+        try:
+            self._spare = Descriptor(Kept(os.dup(self._ours.fileno())))
+            """Keeps a descriptor's number free for the pidfd, which comes when the sandbox runs already."""
+        except BaseException:
+            self._ours.close()
+            theirs.close()
+            raise
 
     def meet(self) -> None:
         """Hear the attendant's first word, after the launch; SandboxGone when it did not come to that."""

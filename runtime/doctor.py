@@ -811,24 +811,21 @@ class _Trial(Launch):
         return f"doctor {self.launch_id}"
 
     def launch(self, seconds: float = TRIAL_SECONDS) -> bytes:
-        """What the guest and runsc said, with STARTED at the beginning where it ran; the child is gone.
+        """What the guest and runsc said, with STARTED at the beginning where it ran.
 
         Raises what a launch raises in Exec, and TimeoutError for a guest that has not ended in time.
         """
         assert self.confined is not None
-        try:
-            exec_.in_child(self.confined, *self._command())
-            self._close("_writer")
-            output, end = b"", time.monotonic() + seconds
-            while len(output) < 1 << 16:
-                if not readable(self._reader, end):
-                    raise TimeoutError(f"no end of the guest within {seconds:g} s")
-                if not (piece := os.read(self._reader, 1 << 12)):
-                    break
-                output += piece
-            return output
-        finally:
-            self.end()
+        exec_.in_child(self.confined, *self._command())
+        self._close("_writer")
+        output, end = b"", time.monotonic() + seconds
+        while len(output) < 1 << 16:
+            if not readable(self._reader, end):
+                raise TimeoutError(f"no end of the guest within {seconds:g} s")
+            if not (piece := os.read(self._reader, 1 << 12)):
+                break
+            output += piece
+        return output
 
     def _close(self, name: str) -> None:
         if (fd := getattr(self, name)) >= 0:
@@ -909,17 +906,14 @@ def _release(patient: _Patient) -> Finding:
 
 def _launch(patient: _Patient) -> Finding:
     """The default launch itself: the child that was asked becomes runsc, and a guest runs."""
-    trial, patient.trial = patient.trial, None
-    if trial is None or patient.release is None:
-        if trial is not None:
-            trial.end()
+    if patient.trial is None or patient.release is None:
         return _unknown("not tried: the release is not known")
-    finding, patient.said = _tried_launch(trial)
+    finding, patient.said = _tried_launch(patient.trial)
     return finding
 
 
 def _tried_launch(trial: _Trial, seconds: float = TRIAL_SECONDS) -> tuple[Finding, bytes]:
-    """What came of a guest, and what it said."""
+    """What came of a guest, and what it said; the trial has ended, and what it held open is closed."""
     begun = time.monotonic()
     said = b""
     try:
@@ -928,6 +922,8 @@ def _tried_launch(trial: _Trial, seconds: float = TRIAL_SECONDS) -> tuple[Findin
         return _unknown(f"given up: {error}; runsc may hang on it"), b""
     except LaunchError as error:
         return _no("no guest started", str(error), error.hint or _why_not_started(b"")[1]), b""
+    finally:
+        trial.end()
     if said.startswith(STARTED):
         return _yes("a guest ran and ended", {"seconds": round(time.monotonic() - begun, 2)}), said
     cause, mend = _why_not_started(said)
@@ -951,12 +947,12 @@ def _other_launch(patient: _Patient, options: GVisorOciRunOptions, seconds: floa
     trial = _Trial(patient.who(), options, images)
     try:
         trial.run()
+        return _tried_launch(trial, seconds)[0]
     except LaunchError as error:
-        trial.end()
         return _no("it is refused", str(error), error.hint or "a newer release of runsc")
     finally:
+        trial.end()
         stage.close(images)
-    return _tried_launch(trial, seconds)[0]
 
 
 def _network_sandbox(patient: _Patient) -> Finding:

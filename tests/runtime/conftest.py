@@ -6,6 +6,8 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
+from nucleus_gvisor.runtime import _linux as linux
+
 
 @contextmanager
 def nothing_left_open() -> Iterator[None]:
@@ -25,3 +27,15 @@ def no_descriptor_leaks() -> Iterator[None]:
     """Whatever comes of the test, nothing stays open."""
     with nothing_left_open():
         yield
+
+
+@pytest.fixture(autouse=True)
+def no_child_left() -> Iterator[None]:
+    """Each child that this thread's ledger knows has no link to us any more: it would be dropped by a later launch's
+    ledger, unclosed, and a test that has nothing to do with it would be blamed.
+    """
+    yield
+    left = [end for child in linux.ledger().processes for end in child._ends if end.fileno() >= 0]
+    for end in left:
+        end.close()
+    assert left == [], "a child's link was left open"

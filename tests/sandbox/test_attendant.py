@@ -293,6 +293,14 @@ def test_no_room_for_the_ends_of_a_command(box: Sandbox) -> None:
     assert box.exec("echo", "alive").stdout == "alive\n"
 
 
+def test_no_room_for_its_link() -> None:
+    """What was made of it is closed."""
+    held = sorted(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError, match="Too many open files"):
+        with_room(2, attendant.Attendant)
+    assert sorted(os.listdir("/proc/self/fd")) == held
+
+
 def _words(pid: int) -> list[bytes]:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
