@@ -17,7 +17,10 @@ import marshal
 import os
 import sys
 import time
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:  # a module less
+    from collections.abc import Callable
 
 try:
     from nucleus_gvisor.runtime import _attendant
@@ -197,10 +200,12 @@ def _locked(plan: Plan) -> tuple[int, dict[str, object]]:
     # Only an outermost root, not one of a namespace that this process makes: nobody else could write its map.
     is_root = privileged() and os.geteuid() == os.getegid() == 0
     try:
+        ranged = False
         if privileged():
             linux.unshare(linux.CLONE_NEWNS)
         else:
-            enter_user_namespace(linux.CLONE_NEWNS)
+            ask = (lambda: _ask_for_ids(plan["link"])) if plan["ranges"] else None
+            ranged = enter_user_namespace(linux.CLONE_NEWNS, ask)
         linux.mount_setattr(linux.AT_FDCWD, b"/", propagation=linux.MS_PRIVATE, recursive=True)
         # Both the sources and the place are opened again in this namespace and compared with what was judged: a
         # descriptor from outside is on a mount of the old namespace, and a path may have changed its meaning.
@@ -235,9 +240,11 @@ def _locked(plan: Plan) -> tuple[int, dict[str, object]]:
         os.close(work)
         step = "lock"
         more = linux.CLONE_NEWNS | linux.CLONE_NEWIPC | (linux.CLONE_NEWNET if plan["network"] else 0)
-        # SAFETY: all ids only where neither their files nor their processes can be reached.
-        wide = is_root and linux.landlock_has_scope()
-        plan["ids"] = "all" if enter_user_namespace(more, plan["link"] if wide else None) else "one"
+        # SAFETY: other ids only where neither their files nor their processes can be reached.
+        scoped = linux.landlock_has_scope()
+        ask = _mapper() if ranged and scoped else (lambda: _ask_for_ids(plan["link"])) if is_root and scoped else None
+        mapped = enter_user_namespace(more, ask)
+        plan["ids"] = "one" if not mapped else "subordinate" if ranged else "all"
         if plan["set"]:
             image = _again_here(image, plan["place"] + b"/set/runsc")
         if plan["network"]:
@@ -266,7 +273,7 @@ def _scope(plan: Plan) -> list[dict[str, str]]:
         try:
             linux.landlock_scope()
         except OSError:
-            if plan["signal_scope"] or plan["ids"] == "all":
+            if plan["signal_scope"] or plan["ids"] != "one":
                 raise
             return []
         return [_no_signal(plan["parent"]), _no_connection(listener.getsockname())]
@@ -304,24 +311,56 @@ def privileged() -> bool:
     return any(line.startswith(b"CapEff:") and int(line.split()[1], 16) >> 21 & 1 for line in lines)
 
 
-def enter_user_namespace(more: int, link: int | None = None) -> bool:
+def enter_user_namespace(more: int, ask: "Callable[[], bool] | None" = None) -> bool:
     """A user namespace (and those in `more`) in which the caller's ids are root's and no other id exists.
 
-    Or one with all ids that there are outside, the same inside: where the parent, who alone may, maps them when it is
-    asked on `link`. Did it.
+    Or one with more ids, which somebody outside has mapped when `ask` says so, who alone may. Was it that.
     """
     uid, gid = os.geteuid(), os.getegid()
     linux.unshare(linux.CLONE_NEWUSER | more)
-    if link is not None:
-        _send(link, ("map",))
-        if _receive(link) == ("mapped", True):
-            return True
+    if ask is not None and ask():
+        return True
     # user_namespaces(7): without CAP_SETGID outside, gid_map may be written only once setgroups is denied.
     if _read(b"/proc/self/setgroups").strip() != b"deny":
         _write(b"/proc/self/setgroups", b"deny")
     _write(b"/proc/self/uid_map", b"0 %d 1" % uid)
     _write(b"/proc/self/gid_map", b"0 %d 1" % gid)
     return False
+
+
+def _ask_for_ids(link: int) -> bool:
+    """Have the parent map ids."""
+    _send(link, ("map",))
+    return _receive(link) == ("mapped", True)
+
+
+def _mapper() -> "Callable[[], bool]":
+    """Have a process that stays in this user namespace map all its ids, each as itself, in the one entered next.
+
+    The parent is in none of the two, and may not.
+    """
+    entering = os.getpid()
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(writer)
+            if os.read(reader, 1):
+                for kind in (b"uid", b"gid"):
+                    ranges = [line.split() for line in _read(b"/proc/self/%s_map" % kind).splitlines()]
+                    text = b"".join(b"%s %s %s\n" % (inside, inside, count) for inside, _, count in ranges)
+                    _write(b"/proc/%d/%s_map" % (entering, kind), text)
+                os._exit(0)
+        finally:
+            os._exit(FAILED)
+    os.close(reader)
+
+    def ask() -> bool:
+        os.write(writer, b"m")
+        os.close(writer)
+        return os.waitpid(pid, 0)[1] == 0
+
+    return ask
 
 
 def _read(path: bytes) -> bytes:

@@ -22,6 +22,7 @@ from nucleus_gvisor.runtime.cleanup import state_component
 from nucleus_gvisor.runtime.errors import HookFailed, PoststartFailed, SandboxError, SandboxGone
 from nucleus_gvisor.runtime.hooks import Hooks
 from nucleus_gvisor.runtime.identity import Identity
+from nucleus_gvisor.runtime.ids import Owners
 from nucleus_gvisor.runtime.launch import Launch, Programs
 from nucleus_gvisor.runtime.limits import Held, Limits
 from nucleus_gvisor.runtime.options import (
@@ -80,6 +81,8 @@ class SandboxProcess:
         self.held: Held = launch.limits
         """Its limits, and those of its bundle."""
         self._hooks: Hooks | None = launch.hooks
+        self.owners: Owners = launch.owners
+        """Whose the files can be that the guest makes on the host."""
         self._settling = threading.RLock()
         """Keeps other threads out. What this thread was interrupted in, a handler may do as well, and do to its end."""
         self.container_id: str = launch.container_id

@@ -43,6 +43,7 @@ from nucleus_gvisor.runtime.cleanup import Place
 from nucleus_gvisor.runtime.fields import told
 from nucleus_gvisor.runtime.hooks import Hooks, judge
 from nucleus_gvisor.runtime.identity import Identity
+from nucleus_gvisor.runtime.ids import Owners, subordinate
 from nucleus_gvisor.runtime.limits import Held, Limits
 from nucleus_gvisor.runtime.options import (
     Audit,
@@ -130,6 +131,8 @@ class Launch:
         self.limits: Held | None = limits if limits is not None or in_place else Held(Limits())
         """None in place, where nobody is left to see to any."""
         self.hooks: Hooks | None = None
+        self.owners: Owners = Owners(None, None, None)
+        """Whose the guest's files can be."""
         self._lost: tuple[str, ...] = ()
         """Fields of the bundle that nobody keeps, and that are left out."""
         self._checkpoint = checkpoint
@@ -582,26 +585,23 @@ class Launch:
             )
         self._lost += ("linux.seccomp",)
 
+    @property
+    def _written(self) -> list[prepare.Source]:
+        """What of the host the guest may write to."""
+        assert self._guest is not None
+        writable = self._guest.writable is Writable.HOST
+        return [s for s in self._guest.sources if not s.readonly and (s.target != "rootfs" or writable)]
+
+    def _user(self) -> tuple[int, int]:
+        assert self._guest is not None
+        user = self._guest.bundle.config["process"].get("user") or {}
+        return user.get("uid", 0), user.get("gid", 0)
+
     def _judge_user(self) -> None:
-        """Unsupported where the guest's user could not own what it makes on the host."""
-        assert self._guest is not None and self.confined is not None
-        guest, user = self._guest, self._guest.bundle.config["process"].get("user") or {}
-        ids = (user.get("uid", 0), user.get("gid", 0))
-        written = [
-            s for s in guest.sources if not s.readonly and (s.target != "rootfs" or guest.writable is Writable.HOST)
-        ]
-        told = self.confined.shown.get("ids")
-        own = told == "all" and _is_mapped("uid", ids[0]) and _is_mapped("gid", ids[1])
-        if told is None or own or ids == (0, 0) or not written:
-            return
-        raise Unsupported(
-            "the guest's user is none that its files could belong to",
-            step="Confine",
-            path=written[0].path,
-            observed=f"user {ids[0]}:{ids[1]}, which the launch's user namespace does not have",
-            expected="user 0:0, where something of the host is writable",
-            hint="give user=0, or mount it read-only, or launch as root (Linux 6.12 and later)",
-        )
+        assert self.confined is not None
+        written = self._written
+        self.owners = Owners(self.confined.shown.get("ids"), self._plan["ranges"], written[0].path if written else None)
+        self.owners.judge(*self._user())
 
     def _child_plan(self, confinement: Confinement | None) -> dict[str, Any]:
         place, guest, staged = self.place, self._guest, self._staged
@@ -659,7 +659,12 @@ class Launch:
             said={} if self.said is None else self.said.descriptors,
             image=[] if self._image is None else list(self._image.files),
             store=guest.writable is Writable.DISK,
+            ranges=subordinate() if locked and self._wants_ids() else None,
         )
+
+    def _wants_ids(self) -> bool:
+        """Would an ordinary caller's guest make files of other ids: its commands have users of their own."""
+        return bool(os.geteuid() and self._written) and (self._programs is not None or self._user() != (0, 0))
 
     def _with_programs(self, config: bytes, source: str) -> bytes:
         """The private config.json with our own programs in it, which no bundle can name: they are made by the child."""
@@ -864,13 +869,6 @@ class Launch:
 
 def _oom_score() -> int:
     return int(Path("/proc/self/oom_score_adj").read_text())
-
-
-def _is_mapped(kind: str, number: int) -> bool:
-    """Is the `uid` or `gid` one that this user namespace has (user_namespaces(7))."""
-    with open(f"/proc/self/{kind}_map", "rb") as file:
-        ranges = [(int(inside), int(count)) for inside, _, count in map(bytes.split, file)]
-    return any(inside <= number < inside + count for inside, count in ranges)
 
 
 def _printable(item: bytes) -> str:

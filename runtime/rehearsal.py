@@ -119,6 +119,7 @@ class Rehearsal:
             linux=linux,
             _loopback_up=self._loopback_up,
             _scope=self._scope,
+            _mapper=self._mapper,
             ask=self._ask,
         )
 
@@ -243,7 +244,9 @@ class Rehearsal:
         """What the child writes to its parent."""
         word = marshal.loads(data)[0]
         if word == "map":
-            self.note("send", "map", "the parent writes /proc/CHILD/uid_map and gid_map: all ids, each as itself")
+            ranges = self.plan["ranges"]
+            how = "has newuidmap and newgidmap map the caller and his subordinate ids" if ranges else "maps all ids"
+            self.note("send", "map", f"the parent {how}: /proc/CHILD/uid_map and gid_map")
             self.words.insert(0, ("mapped", True))
         elif word == "confined":
             self.note("report", "confined, the evidence, and the answers")
@@ -251,6 +254,15 @@ class Rehearsal:
             self.note("send", "executing")
         else:
             self.problem = marshal.loads(data)
+
+    def _mapper(self) -> Callable[[], bool]:
+        self.note("fork", "a process that stays in this user namespace", "it alone may map ids in the nested one")
+
+        def ask() -> bool:
+            self.note("write", "/proc/CHILD/uid_map and gid_map, by that process: all its ids, each as itself")
+            return True
+
+        return ask
 
     def _scope(self, _plan: object) -> list[dict[str, str]]:
         self.note("landlock_restrict_self", "signals and abstract sockets", "where the kernel has it (Linux 6.12)")

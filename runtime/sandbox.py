@@ -855,6 +855,7 @@ class Sandbox:
     ) -> tuple[tuple[str, ...], Command]:
         """Have a command started: its words, and the Command, whose channel will tell its number in the guest."""
         process = self._request.process(args, env, cwd, user)
+        self._process.owners.judge(process["user"]["uid"], process["user"]["gid"])
         process["terminal"] = pipes.terminal
         words = tuple(process["args"])
         try:

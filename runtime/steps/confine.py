@@ -19,6 +19,7 @@ from nucleus_gvisor.model.errors import (
     remedy,
 )
 from nucleus_gvisor.runtime import _child, _linux, interpreter, runsc
+from nucleus_gvisor.runtime.ids import Ranges, map_subordinate
 from nucleus_gvisor.runtime.options import Confinement, Enforcement, GVisorOciRunOptions, NetworkMode, Platform, Program
 from nucleus_gvisor.runtime.supervisor import Supervisor
 
@@ -79,7 +80,8 @@ def start(plan: dict[str, Any], key: str, options: GVisorOciRunOptions, *, fresh
     try:
         word, *rest = child.hear()
         if word == "map":
-            child.tell("mapped", map_all_ids(child.pid))
+            ranges = plan["ranges"]
+            child.tell("mapped", map_subordinate(child.pid, ranges) if ranges else map_all_ids(child.pid))
             word, *rest = child.hear()
         if word != "confined":
             raise _refusal(child, plan, word, rest)
@@ -265,6 +267,7 @@ def plan(
     said: Mapping[str, int],
     image: list[tuple[bytes, tuple[int, int], str]],
     store: bool,
+    ranges: Ranges | None,
 ) -> dict[str, Any]:
     """The child's plan as marshal data, every key that `_child` reads."""
     return {
@@ -292,6 +295,7 @@ def plan(
         "image": image,
         "signal_scope": options.signal_scope is Enforcement.REQUIRED,
         "store": store,
+        "ranges": ranges,
         "questions": [],
         "trial": None,
     }

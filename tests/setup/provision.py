@@ -27,12 +27,14 @@ from tests.setup.problem import Problem, quiet, say
 
 USER = "ngv-test"
 """The ordinary user that tests run as, beside root."""
+SUBORDINATE = "2000000-2065535"
+"""Subordinate ids of his, where useradd(8) gave none (subuid(5))."""
 RUNSC_PLACES = tuple(map(Path, ("/usr/local/bin/runsc", "/usr/bin/runsc", "/opt/gvisor/runsc")))
 OLDER = Path("/usr/bin/runsc")
 NEWER = Path("runsc-trixie/usr/bin/runsc")
 """Below the test base: the release of Debian 13."""
 PACKAGES = (
-    *("runsc", "gcc", "libc6-dev", "strace", "util-linux", "golang-github-opencontainers-specs-dev"),
+    *("runsc", "gcc", "libc6-dev", "strace", "uidmap", "util-linux", "golang-github-opencontainers-specs-dev"),
     *(("gcc-aarch64-linux-gnu", "qemu-user-static") if os.uname().machine == "x86_64" else ()),
 )
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
@@ -177,6 +179,9 @@ def make_user() -> None:
     except KeyError:
         say(f"useradd {USER}")
         quiet(["useradd", "--create-home", "--user-group", "--shell", "/usr/sbin/nologin", USER])
+    for kind in ("uid", "gid"):
+        if not any(line.startswith(f"{USER}:") for line in Path(f"/etc/sub{kind}").read_text().splitlines()):
+            quiet(["usermod", f"--add-sub{kind}s", SUBORDINATE, USER])
 
 
 def for_run() -> None:
