@@ -539,17 +539,19 @@ class AsyncSandbox:
         box = self._box
         if not await _resumed(box, deadline):
             return None
-        words, command = box._send(args, pipes, env, cwd, user)
-        try:
-            in_time = await _ready(command.channel, select.POLLIN, deadline)
-            in_time = in_time or await _ready(command.channel, select.POLLIN, time.monotonic() + PATIENCE)
-            if in_time:
-                pipes.take(command.begun(pipes.to_come))
-        except BaseException:
-            await _finish(lambda: box._unsend(command, pipes))
-            raise
-        if command.pid is not None:
-            process: GuestProcess[Any] = GuestProcess(box, words, command.pid, command)
+        with box._starting() as starting:
+            words, command = box._send(args, pipes, env, cwd, user)
+            try:
+                in_time = await _ready(command.channel, select.POLLIN, deadline)
+                in_time = in_time or await _ready(command.channel, select.POLLIN, time.monotonic() + PATIENCE)
+                if in_time:
+                    pipes.take(command.begun(pipes.to_come))
+            except BaseException:
+                starting.close()
+                await _finish(lambda: box._unsend(command, pipes))
+                raise
+            process = None if command.pid is None else GuestProcess[Any](box, words, command.pid, command)
+        if process is not None:
             if deadline is not None and time.monotonic() >= deadline:
                 await _finish(process.kill)
                 return None

@@ -45,6 +45,10 @@ class Command:
         self.pid: int | None = None
         """Of an `exec` that `has_begun`: its process's number in the guest; None when there is none."""
         self.has_begun: bool = False
+        self.sent_at: float = time.monotonic()
+        """When it was not sent yet."""
+        self.begun_at: float = self.sent_at
+        """When it was heard to have begun."""
 
     @property
     def channel(self) -> int:
@@ -58,6 +62,7 @@ class Command:
         """
         packet, ends = linux.receive(self._link, 32, _attendant.MAX_DESCRIPTORS)
         self.has_begun = True
+        self.begun_at = time.monotonic()
         _see_no_failure(packet)
         self.pid = int(packet) if packet.isdigit() else None
         if packet and len(ends) != count:

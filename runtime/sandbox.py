@@ -16,10 +16,13 @@ How it works, for whoever adds to it:
   it copies files.
 * `runsc exec` takes the whole process (arguments, environment, directory, user) from a memfd: none of it is ever on a
   command line of the host.
-* Ending a command means ending what it started: its descendants are stopped until a listing shows no new ones, and
-  then killed. Those that it has detached are the init's children by then, with numbers above the command's own: the
-  guest's kernel counts upwards. They are the command's for sure while no other command ran beside it. What cannot be
-  told apart so, or ended within bounds, ends with the whole sandbox.
+* Ending a command means ending what it started: it and its descendants are stopped until a listing shows no new ones,
+  and then killed. A guest chooses the parents of its processes, and, by making many, their numbers, but not when they
+  started. So every other process that has no parent but the init, or none at all, is judged by the start time that the
+  guest's kernel has of it (field 22 of /proc/PID/stat, proc(5)): an older one than the command is a daemon of an
+  earlier command's, or the service, and is left alone; any other is the command's for sure while no other command ran
+  beside it. What cannot be told apart so, or ended within bounds, ends with the whole sandbox. No command has a
+  capability, so none can mount anything over the /proc that is read.
 """
 
 import errno
@@ -34,8 +37,8 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import FrozenInstanceError, dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, AnyStr, Generic, Literal, NoReturn, Self, TypedDict, TypeVar, Unpack, overload
@@ -102,13 +105,21 @@ MAX_FILE = 1 << 30
 """Bytes of a file that is read into memory, unless the caller says otherwise."""
 MAX_TREE = 64
 """A command with more processes than this is ended with its whole sandbox."""
-TREE_PATIENCE = 5.0
+TREE_PATIENCE = 10.0
 """Seconds after which a command that cannot be ended is ended with its whole sandbox."""
+OURS = 0x7FFF_6E67
+"""The user that reads /proc in the guest: no command's, so that none can signal what does, or pass for it."""
+TICK = 0.01
+"""Seconds of a clock tick, in which /proc has start times (gVisor's CLK_TCK)."""
+CLOCKS_DIFFER = 0.1
+"""Seconds that the guest's clock may be wrong by against ours, and 1/1000 of what is measured besides."""
 CHECKPOINT_PATIENCE = 600.0
 """Seconds that a checkpoint may take: all the guest's memory is written."""
 _ROW = re.compile(
     r"^(?P<uid>\d+) +(?P<pid>\d+) +(?P<ppid>\d+) +\d+ +\S+ +\S+ +\S+ +(?P<command>.*)$", re.ASCII | re.MULTILINE
 )
+# proc(5); a name may be of any bytes, but of 15 at most, so that nothing else passes for a part of the line.
+_STAT = re.compile(rb"(?P<pid>\d+) \(.{0,15}\) \w(?: -?\d+){18} (?P<start>-?\d+)(?: -?\d+)+\n", re.DOTALL)
 
 
 class Completed(tuple[Wrote, Wrote], Generic[Wrote]):
@@ -497,6 +508,8 @@ class Sandbox:
         self._gate: Descriptor | None = None
         """Of a sandbox that is paused: becomes readable when it goes on."""
         self._commands = weakref.WeakValueDictionary[int, GuestProcess[Any]]()
+        self._starts: set[object] = set()
+        """One for each process of the guest that may run and is not among `_commands`: one that starts, or our own."""
         place = _place_for_programs(self._request)
         self._program = f"{place}/{guest.NAME}"
         self._attendant = Attendant()
@@ -589,7 +602,8 @@ class Sandbox:
         deadline = time.monotonic() + PATIENCE
         while not readable(self._process.pidfd, time.monotonic() + 0.02):  # pragma: no branch - or below, by chance
             try:
-                return self._run_own("k", "0")  # a signal to nobody
+                self._run_own("k", "0")  # a signal to nobody
+                return
             except SandboxGone:
                 break
             except RunscFailed as error:  # not yet
@@ -825,17 +839,19 @@ class Sandbox:
         """The command, once it runs in the guest; None when `deadline` came first, and then it does not run."""
         if not self._await_resumed(deadline):
             return None
-        words, command = self._send(args, pipes, env, cwd, user)
-        try:
-            # A client that was told to start a process and is not heard of is not waited for without end.
-            in_time = readable(command.channel, deadline) or readable(command.channel, time.monotonic() + PATIENCE)
-            if in_time:
-                pipes.take(command.begun(pipes.to_come))
-        except BaseException:
-            self._unsend(command, pipes)
-            raise
-        if command.pid is not None:
-            started: GuestProcess[Any] = GuestProcess(self, words, command.pid, command)
+        with self._starting() as starting:
+            words, command = self._send(args, pipes, env, cwd, user)
+            try:
+                # A client that was told to start a process and is not heard of is not waited for without end.
+                in_time = readable(command.channel, deadline) or readable(command.channel, time.monotonic() + PATIENCE)
+                if in_time:
+                    pipes.take(command.begun(pipes.to_come))
+            except BaseException:
+                starting.close()
+                self._unsend(command, pipes)
+                raise
+            started = None if command.pid is None else GuestProcess[Any](self, words, command.pid, command)
+        if started is not None:
             if deadline is not None and time.monotonic() >= deadline:
                 started.kill()
                 return None
@@ -844,6 +860,19 @@ class Sandbox:
             self._process.kill()  # it may run or not, and has no number: then nothing may
             return None
         self._refuse(words, command, pipes)
+
+    @contextmanager
+    def _starting(self) -> Iterator[ExitStack]:
+        """A command is about to start: until it is one of `_commands`, or the ExitStack is closed, nobody may take its
+        process for another command's.
+        """
+        mark = object()
+        with ExitStack() as starting:
+            starting.callback(self._starts.discard, mark)
+            self._starts.add(mark)
+            for process in self._running():
+                process.alone = False
+            yield starting
 
     def _send(
         self,
@@ -870,7 +899,7 @@ class Sandbox:
             with suppress(OSError, RunscFailed):  # what made it unwanted is raised
                 pipes.take(command.begun(pipes.to_come))
         if command.pid is not None:
-            self._end_tree(command.pid, not self._running())
+            self._end_tree(command, lambda: not self._running())
         elif not command.has_begun:
             self.kill()
 
@@ -1152,21 +1181,24 @@ class Sandbox:
         where = ["--all"] if pid is None else ["--pid", str(pid)]
         self._ask_exactly("kill", [*self._command("kill", *where), str(int(number)).encode()])
 
-    def _end_tree(self, pid: int, alone: bool) -> None:
-        """End process `pid` of the guest and what it has started, or, where that cannot be had, the sandbox.
+    def _end_tree(self, command: Command, alone: Callable[[], bool]) -> None:
+        """End what `command` has started in the guest, or, where that cannot be had, the sandbox.
 
-        `alone`: no other command ran at any time while it did.
+        `alone`: no other command has run at any time while it did.
         """
         deadline = time.monotonic() + TREE_PATIENCE
         try:
             if self._paused:
                 raise RunscFailed("a paused guest takes no signal")
             stopped: set[int] = set()
-            while found := self._tree(pid, alone) - stopped:
-                if len(stopped | found) > MAX_TREE or time.monotonic() > deadline:
+            while (found := self._tree(command, alone, stopped)) is None or found - stopped:
+                if len(stopped | (found or set())) > MAX_TREE or time.monotonic() > deadline:
                     raise RunscFailed("too many processes to end")
-                self._signal_all(signals.SIGSTOP, found)  # none of them can fork any more, or lose its parent
-                stopped |= found
+                if found is None:
+                    time.sleep(TICK)
+                else:
+                    self._signal_all(signals.SIGSTOP, found)  # none of them can fork any more, or lose its parent
+                    stopped |= found
             self._signal_all(signals.SIGKILL, stopped)
         except (RunscFailed, CannotExec):
             self.kill()
@@ -1180,26 +1212,101 @@ class Sandbox:
         known = [reference() for reference in self._commands.valuerefs()]
         return [process for process in known if process is not None and process.runs]
 
-    def _tree(self, pid: int, alone: bool) -> set[int]:
-        processes = self.ps()
-        detached = [process.pid for process in processes if process.ppid == 1 and process.pid > pid]
-        if detached and not alone:
+    def _tree(self, command: Command, alone: Callable[[], bool], stopped: set[int]) -> set[int] | None:
+        """The numbers of what `command` has started, or some of them that are to be stopped first; None when a process
+        came or went meanwhile, and it must be asked again.
+        """
+        listed = self.ps()
+        if len({process.pid for process in listed}) < len(listed):
+            raise RunscFailed("a process is listed twice")  # its name has a line in it: it forges a parent
+        processes = [process for process in listed if process.uid != OURS]  # another thread ends a command of its own
+        numbers = {process.pid for process in processes}
+        assert command.pid is not None
+        tree = set(_descendants(processes, [command.pid]))
+        if tree - stopped:
+            return tree  # as long as they run, more may be detached, and the command's own start time may be gone
+        starting = bool(self._starts)  # before one looks who runs: what starts is one of those, or of these
+        others = {process.pid for process in self._running() if process.command is not command}
+        known = tree | others
+        detached = [
+            process.pid
+            for process in processes
+            if process.pid not in known and process.pid != 1 and (process.ppid <= 1 or process.ppid not in numbers)
+        ]
+        if not detached:
+            return tree
+        try:
+            earliest, latest = self._started(command, numbers)
+            starts = {pid: self._start_time(pid) for pid in detached}
+        except LookupError:
+            return None
+        newer = [pid for pid, start in starts.items() if start >= earliest]
+        if newer and starting:
+            return None
+        if newer and not alone():
             raise RunscFailed("a detached process may be another command's")
-        return set(_descendants(processes, [pid, *detached]))
+        if any(starts[pid] < latest for pid in newer):
+            raise RunscFailed("a detached process may be an earlier command's")
+        return tree | set(_descendants(processes, newer))
+
+    def _started(self, command: Command, listed: set[int]) -> tuple[float, float]:
+        """When `command` has started, at the earliest and at the latest, by the guest's clock and in its ticks.
+
+        Both are what its process says, unless that has ended: then its number may be another's already, which has
+        started later than the command can have.
+        """
+        before = time.monotonic()
+        now = self._start_time(None)
+        after = time.monotonic()
+        # Our reader has started between those two, and the command between these: the guest's clock runs as ours.
+        longest, shortest = after - command.sent_at, before - command.begun_at
+        wrong = CLOCKS_DIFFER + longest / 1000
+        earliest, latest = now - (longest + wrong) / TICK, now - (shortest - wrong) / TICK
+        assert command.pid is not None
+        if command.pid in listed:
+            start = self._start_time(command.pid)
+            if earliest <= start <= latest and command.runs(time.monotonic()):
+                return start, start
+            return min(start, earliest), latest  # the host's clock was set meanwhile, and the guest's with it
+        return earliest, latest
+
+    def _start_time(self, pid: int | None) -> int:
+        """When process `pid` of the guest has started, in ticks since its kernel has; LookupError when there is none.
+
+        None: the process that looks.
+        """
+        path = "/proc/self/stat" if pid is None else f"/proc/{pid}/stat"
+        try:
+            line = self._run_own("r", path)
+        except RunscFailed:
+            if pid is not None and pid not in {process.pid for process in self.ps()}:
+                raise LookupError(pid) from None
+            raise
+        found = _STAT.fullmatch(line)
+        if found is None or (pid is not None and int(found["pid"]) != pid):
+            raise RunscFailed(f"the guest has no start time of process {pid}", line)
+        return int(found["start"])
 
     def _signal_all(self, number: int, pids: set[int]) -> None:
         """Signal several processes at once, from inside: a command of runsc's for each would take too long."""
         if not pids:
             return
-        self._run_own("k", str(int(number)), *map(str, pids))
+        mark = object()  # it runs as any command may: nobody may take it for something that a command has detached
+        self._starts.add(mark)
+        try:
+            self._run_own("k", str(int(number)), *map(str, pids))
+        finally:
+            self._starts.discard(mark)
 
-    def _run_own(self, *words: str) -> None:
-        """Run our program in the guest as its root, and with nothing but the right to signal."""
+    def _run_own(self, *words: str) -> bytes:
+        """Run our program in the guest: what it writes. It may signal, or else it is OURS, and may nothing."""
+        may_signal = words[0] == "k"
         process = self._request.process([self._program, *words], None, "/", 0)
+        process["user"]["uid"] = process["user"]["gid"] = 0 if may_signal else OURS
         for kind in ("bounding", "effective", "permitted"):
-            process["capabilities"][kind] = ["CAP_KILL"]
+            process["capabilities"][kind] = ["CAP_KILL"] if may_signal else []
         with _memory(json.dumps(process).encode()) as file:
-            self._attendant.ask(
+            return self._attendant.ask(
                 "exec", self._command("exec", "--process", "/proc/self/fd/3"), TREE_PATIENCE, file.fileno()
             )
 
@@ -1381,11 +1488,12 @@ class GuestProcess(Generic[AnyStr]):
         """End it, and all that it has started, and wait for that.
 
         The whole sandbox ends where that is not known: when it has detached processes while other commands ran beside
-        it, and when there are more than MAX_TREE of them.
+        it, when it cannot be told whether it was this command that has detached one, and when there are more than
+        MAX_TREE of them.
         """
         try:
             if self._ended(time.monotonic()) is None:
-                self._sandbox._end_tree(self.pid, self.alone)
+                self._sandbox._end_tree(self.command, lambda: self.alone)
                 if self._ended(time.monotonic() + PATIENCE) is None:
                     self._sandbox.kill()
                     self._ended(None)
