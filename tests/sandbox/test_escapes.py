@@ -130,6 +130,7 @@ def test_each_kind_of_caller(newer: Caller) -> None:
 
 def test_a_loop_ends_it_all_too(new_options: Options) -> None:
     """AsyncSandbox ends a command by the same account."""
+
     async def body() -> None:
         async with AsyncSandbox(**new_options) as box:
             await box.exec("sh", "-c", "(setsid sleep 600 &)")
