@@ -97,9 +97,10 @@ def usual_launches() -> tuple[Node, ...]:
     confine += [ask("required", "mount-locked", "sealed", "plain", "none", 1)]
     stage = [
         ask("required", "mount-locked", method, "runsc", pin, 2 if (method, pin) == ("copy", "match") else 1)
-        for method in ("sealed", "set", "copy", "store")
+        for method in ("sealed", "set", "copy", "store", "kept")
         for pin in ("none", "match")
     ]
+    stage += [ask("best_effort", "mount-locked", "kept", "runsc", "none", 1)]
     return tuple(dict.fromkeys([*confine, *stage]))
 
 

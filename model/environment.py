@@ -23,10 +23,14 @@ class Disturbance:
     last: LaunchState
     program: str = ""
     """The only program that it can happen to; any when empty."""
+    method: str = ""
+    """The only way of staging, likewise."""
 
     def possible(self, f: Facts) -> bool:
         """May it happen now: the launcher is alive, under way, and not past `last`."""
-        here = f.alive and during(f.state, self.last) and self.program in ("", f.program)
+        here = (
+            f.alive and during(f.state, self.last) and self.program in ("", f.program) and self.method in ("", f.method)
+        )
         return here and getattr(f, self.field) == self.old
 
     def after(self, f: Facts) -> Facts:
@@ -49,6 +53,8 @@ DISTURBANCES = (
     Disturbance("SpoilBundle", "bundle", "sound", "hostile", S.RESOLVED),
     Disturbance("OtherTakesLock", "lock", "free", "theirs", S.RESOLVED),
     Disturbance("FillDisk", "space", True, False, S.PREPARED),
+    Disturbance("OpenCache", "cache", "private", "hostile", S.PREPARED, method="kept"),
+    Disturbance("SwapKept", "cache", "private", "changed", S.STAGED, method="kept"),
     Disturbance("DenyUserns", "userns", True, False, S.STAGED),
     Disturbance("DenyLandlock", "landlock", True, False, S.STAGED),
     Disturbance("LeakConfinement", "holds", True, False, S.STAGED),

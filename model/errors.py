@@ -285,6 +285,13 @@ class NoSpace(LaunchError):
     shows: ClassVar[Mapping[str, object]] = {"space": False}
 
 
+class BadCache(LaunchError):
+    """The directory of kept files, or one above it, can be written by others. Mend owner or mode, or name another."""
+
+    cause = "untrusted_cache"
+    shows: ClassVar[Mapping[str, object]] = {"cache": "hostile"}
+
+
 # ---- Staged: confining ----
 
 
@@ -308,6 +315,13 @@ class NotProved(LaunchError):
     cause = "not_proved"
     shows: ClassVar[Mapping[str, object]] = {"holds": False}
     advice = "launch nothing here: what confines on this host lets through what it must not"
+
+
+class KeptChanged(LaunchError):
+    """A kept file was changed between its comparison and its bind. It is made anew by the next launch."""
+
+    cause = "kept_changed"
+    shows: ClassVar[Mapping[str, object]] = {"cache": "changed"}
 
 
 class Unfit(LaunchError):

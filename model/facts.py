@@ -12,13 +12,13 @@ DOMAINS: Mapping[str, frozenset[Value]] = {
     "cause": frozenset(
         {
             "none", "bad_request", "not_found", "untrusted_binary", "untrusted_base", "busy", "bad_bundle", "changed",
-            "pin_mismatch", "no_space", "incompatible", "cannot_confine", "not_proved", "unfit", "exec_refused",
-            "fault", "left_behind",
+            "pin_mismatch", "no_space", "untrusted_cache", "kept_changed", "incompatible", "cannot_confine",
+            "not_proved", "unfit", "exec_refused", "fault", "left_behind",
         }
     ),
     "enforcement": frozenset({"required", "best_effort", "off"}),
     "confinement": frozenset({"mount-locked", "landlock"}),
-    "method": frozenset({"sealed", "set", "copy", "store"}),
+    "method": frozenset({"sealed", "set", "copy", "store", "kept"}),
     "program": frozenset({"runsc", "plain"}),
     "alive": frozenset({True, False}),
     "request": frozenset({True, False}),
@@ -29,6 +29,7 @@ DOMAINS: Mapping[str, frozenset[Value]] = {
     "fit": frozenset({True, False}),
     "base": frozenset({"absent", "private", "hostile"}),
     "bundle": frozenset({"sound", "hostile"}),
+    "cache": frozenset({"private", "hostile", "changed"}),
     "lock": frozenset({"free", "ours", "theirs"}),
     "userns": frozenset({True, False}),
     "landlock": frozenset({True, False}),
@@ -49,8 +50,8 @@ OPTIONS = frozenset({"enforcement", "confinement", "method", "program"})
 """What was asked for; never changes."""
 
 WORLD = frozenset(
-    {"request", "path", "held", "pin", "fit", "base", "bundle", "lock", "userns", "landlock", "holds", "space",
-     "execve", "calls"}
+    {"request", "path", "held", "pin", "fit", "base", "bundle", "cache", "lock", "userns", "landlock", "holds",
+     "space", "execve", "calls"}
 )  # fmt: skip
 """What an observation may change between two steps: the host's and the adversary's part."""
 
@@ -83,6 +84,8 @@ class Facts:
     base: str = "absent"
     """The artifact base and the container's directory in it."""
     bundle: str = "sound"
+    cache: str = "private"
+    """The directory of what is kept, and what is kept in it."""
     lock: str = "free"
     """The lock of this container id."""
     residue: frozenset[str] = frozenset()

@@ -9,8 +9,8 @@ def Alive(f: Facts) -> bool:
 
 
 def RequestSound(f: Facts) -> bool:
-    """Id, options, arguments and limits can be passed on."""
-    return f.request
+    """Id, options, arguments and limits can be passed on, and what is kept is asked for by a launch that is locked."""
+    return f.request and (not UsesKept(f) or (Required(f) and WantsLocked(f)))
 
 
 def BinaryTrusted(f: Facts) -> bool:
@@ -73,6 +73,20 @@ def UsesStore(f: Facts) -> bool:
     return f.method == "store"
 
 
+def UsesKept(f: Facts) -> bool:
+    return f.method == "kept"
+
+
+def CacheSound(f: Facts) -> bool:
+    """Nobody else can write the cache."""
+    return not UsesKept(f) or f.cache != "hostile"
+
+
+def KeptUnchanged(f: Facts) -> bool:
+    """What is kept is as it was when it was hashed."""
+    return not UsesKept(f) or f.cache != "changed"
+
+
 def Fit(f: Facts) -> bool:
     """The sealed binary answered as what was asked for."""
     return f.fit
@@ -126,7 +140,8 @@ def ConfinedAsAsked(f: Facts) -> bool:
 
 def Evidenced(f: Facts) -> bool:
     """The evidence of every earlier step is there."""
-    return f.staged == "trusted" and f.lock == "ours" and f.fit and (ConfinedAsAsked(f) or not Required(f))
+    staged = f.staged == "trusted" and KeptUnchanged(f)
+    return staged and f.lock == "ours" and f.fit and (ConfinedAsAsked(f) or not Required(f))
 
 
 def ExecvePermitted(f: Facts) -> bool:

@@ -63,7 +63,8 @@ def ExecMeansAllWasWell(f: Facts) -> bool:
         return True
     place = f.base == "private" and f.bundle == "sound" and f.lock == "ours" and "directory" in f.residue
     copied = "stage" in f.residue and f.space if f.method == "copy" else "stage" not in f.residue
-    return f.request and f.fit and f.execve and place and copied
+    kept = f.method != "kept" or (f.cache == "private" and f.confined == "mount-locked")
+    return f.request and f.fit and f.execve and place and copied and kept
 
 
 def ConfinedMeansHostCan(f: Facts) -> bool:
@@ -81,7 +82,7 @@ def SkippedMeansCannot(f: Facts) -> bool:
 
 
 _TRUTHS: Mapping[str, Callable[[Facts], bool]] = {
-    "bad_request": lambda f: not f.request,
+    "bad_request": lambda f: not guards.RequestSound(f),
     "not_found": lambda f: f.path == "absent",
     "untrusted_binary": lambda f: f.path == "forged",
     "untrusted_base": lambda f: f.base == "hostile",
@@ -89,6 +90,8 @@ _TRUTHS: Mapping[str, Callable[[Facts], bool]] = {
     "busy": lambda f: f.lock == "theirs",
     "pin_mismatch": lambda f: f.pin == "mismatch",
     "no_space": lambda f: f.method == "copy" and not f.space,
+    "untrusted_cache": lambda f: f.method == "kept" and f.cache == "hostile",
+    "kept_changed": lambda f: f.method == "kept" and f.cache == "changed",
     "unfit": lambda f: f.program == "runsc" and not f.fit,
     "incompatible": lambda f: guards.Required(f) and f.confinement == "landlock" and f.program == "runsc",
     "cannot_confine": lambda f: guards.Required(f) and guards.Compatible(f) and not guards.Available(f),
@@ -162,8 +165,9 @@ def LockIsRespected(f: Facts, g: Facts) -> bool:
 
 
 def BaseIsRespected(f: Facts, g: Facts) -> bool:
-    """A base that others could have prepared is not mended and not built upon."""
-    return f.base != "hostile" or (g.base == f.base and g.residue == f.residue)
+    """A base or a cache that others could have prepared is not mended and not built upon."""
+    base = f.base != "hostile" or (g.base == f.base and g.residue == f.residue)
+    return base and (f.cache != "hostile" or g.cache == f.cache)
 
 
 STEPS: tuple[Callable[[Facts, Facts], bool], ...] = (

@@ -209,12 +209,22 @@ def claims(line: TransitionRecord) -> dict[str, object]:
     # A fault and a leftover come of any error; every other failure has its error's cause.
     if isinstance(error, Mapping) and "cause" in error and line.action not in ("FailFault", "FailDirty"):
         said["cause"] = error["cause"]
+    files = digests if isinstance(digests, Mapping) else {}
     staged = [told["sha256"]] if "sha256" in told else []
-    staged += [digests["runsc"]] if isinstance(digests, Mapping) and "runsc" in digests else []
-    if any(digest != staged[0] for digest in staged):
+    staged += [files["runsc"]] if "runsc" in files else []
+    whole = set_digest(files) if len(files) > 1 else staged[0] if staged else None
+    if any(digest != staged[0] for digest in staged) or told.get("set", whole) != whole:
         said["pin"] = "two digests of one file"
     elif "pin" in told and told["pin"] is None:
         said["pin"] = "none"
-    elif "pin" in told and staged:
-        said["pin"] = "match" if told["pin"] == staged[0] else "mismatch"
+    elif "pin" in told and whole is not None:
+        said["pin"] = "match" if told["pin"] == whole else "mismatch"
     return said
+
+
+def set_digest(digests: Mapping[str, object]) -> str:
+    """What a pin names: the digest of runsc; with side binaries, that of the lines that sha256sum prints, by name."""
+    if len(digests) == 1:
+        return str(next(iter(digests.values())))
+    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
+    return hashlib.sha256(lines.encode("utf-8", "backslashreplace")).hexdigest()

@@ -61,6 +61,15 @@ def _stage_copy(f: Facts) -> Facts:
     return replace(f, staged=f.held, residue=f.residue | {"stage"})
 
 
+def _stage_kept(f: Facts) -> Facts:
+    return replace(f, staged=f.held, cache="private")
+
+
+def _execute(f: Facts) -> Facts:
+    """Spec: GVisorRuntime!Executed."""
+    return replace(f, image="rewritten" if f.method == "kept" and f.cache == "changed" else f.staged)
+
+
 def _confine(f: Facts) -> Facts:
     return replace(f, confined=f.confinement, proved=True)
 
@@ -98,13 +107,14 @@ FORWARD = (
     Row("StageCopy", (S.PREPARED,), S.STAGED,
         (g.Alive, g.UsesCopy, g.SourceUnchanged, g.PinAgrees, g.SpaceLeft), _stage_copy),
     Row("StageStore", (S.PREPARED,), S.STAGED, (g.Alive, g.UsesStore, g.SourceUnchanged, g.PinAgrees), _stage),
+    Row("StageKept", (S.PREPARED,), S.STAGED,
+        (g.Alive, g.UsesKept, g.CacheSound, g.SourceUnchanged, g.PinAgrees), _stage_kept),
     Row("ConfineLocked", (S.STAGED,), S.CONFINED,
-        (g.Alive, g.Fit, g.Asked, g.WantsLocked, g.Available, g.Holds), _confine),
+        (g.Alive, g.Fit, g.Asked, g.WantsLocked, g.KeptUnchanged, g.Available, g.Holds), _confine),
     Row("ConfineLandlock", (S.STAGED,), S.CONFINED,
         (g.Alive, g.Fit, g.Asked, g.WantsLandlock, g.Compatible, g.Available, g.Holds), _confine),
     Row("ConfineSkipped", (S.STAGED,), S.CONFINED, (g.Alive, g.Fit, g.MaySkip), _same),
-    Row("Exec", (S.CONFINED,), S.EXECD, (g.Alive, g.Evidenced, g.ExecvePermitted),
-        lambda f: replace(f, image=f.staged)),
+    Row("Exec", (S.CONFINED,), S.EXECD, (g.Alive, g.Evidenced, g.ExecvePermitted), _execute),
 )  # fmt: skip
 
 FAILURES = (
@@ -117,10 +127,12 @@ FAILURES = (
     _fail("FailChanged", "changed", S.PREPARED, Not(g.SourceUnchanged)),
     _fail("FailPin", "pin_mismatch", S.PREPARED, Not(g.PinAgrees)),
     _fail("FailSpace", "no_space", S.PREPARED, Not(g.SpaceLeft)),
+    _fail("FailCache", "untrusted_cache", S.PREPARED, Not(g.CacheSound)),
     _fail("FailUnfit", "unfit", S.STAGED, Not(g.Fit)),
     _fail("FailIncompatible", "incompatible", S.STAGED, g.Required, Not(g.Compatible)),
     _fail("FailConfine", "cannot_confine", S.STAGED, g.Required, g.Compatible, Not(g.Available)),
     _fail("FailUnproved", "not_proved", S.STAGED, g.Required, g.Compatible, g.Available, Not(g.Holds)),
+    _fail("FailKept", "kept_changed", S.STAGED, Not(g.KeptUnchanged)),
     _fail("FailExec", "exec_refused", S.CONFINED, Not(g.ExecvePermitted)),
     Row("FailFault", PATH[:-1], S.FAILED, (g.Alive, Not(g.CallsWork)), _unwind, "fault"),
     Row("FailDirty", PATH[:-1], S.FAILED, (g.Alive, Not(g.CallsWork), g.HasResidue), _unwind_dirty, "left_behind"),
@@ -135,7 +147,8 @@ AFTERWARDS = (
 
 TRANSITIONS = FORWARD + FAILURES + AFTERWARDS
 ROWS = {row.action: row for row in TRANSITIONS}
-STAGE = {"sealed": "StageSealed", "set": "StageSet", "copy": "StageCopy", "store": "StageStore"}
+STAGE = {"sealed": "StageSealed", "set": "StageSet", "copy": "StageCopy", "store": "StageStore",
+         "kept": "StageKept"}  # fmt: skip
 CONFINE = {"mount-locked": "ConfineLocked", "landlock": "ConfineLandlock"}
 
 

@@ -212,6 +212,7 @@ def _locked(plan: Plan) -> tuple[int, dict[str, object]]:
         step = "clone the bundle's binds"
         binds = [_clone(*bind) for bind in plan["binds"]]
         binds += [(_clone_file(path, identity), f"{IMAGE}/{name}") for path, identity, name in plan["image"]]
+        kept = {name: _clone_executable(*file) for name, file in plan["bound"].items()}
         place = _reopen(plan["place"], plan["place_identity"])
         if plan["store"]:
             binds.append((_clone_store(place), STORE))
@@ -237,6 +238,9 @@ def _locked(plan: Plan) -> tuple[int, dict[str, object]]:
         if plan["host_root"]:
             _keep_whole_proc(whole_proc, work)
         image = _attach(work, plan, binds)
+        _cover(work, plan["covers"])
+        if kept:
+            image = _bind_executables(work, plan["bound"], kept)
         os.close(work)
         step = "lock"
         more = linux.CLONE_NEWNS | linux.CLONE_NEWIPC | (linux.CLONE_NEWNET if plan["network"] else 0)
@@ -245,7 +249,7 @@ def _locked(plan: Plan) -> tuple[int, dict[str, object]]:
         ask = _mapper() if ranged and scoped else (lambda: _ask_for_ids(plan["link"])) if is_root and scoped else None
         mapped = enter_user_namespace(more, ask)
         plan["ids"] = "one" if not mapped else "subordinate" if ranged else "all"
-        if plan["set"]:
+        if plan["set"] or kept:
             image = _again_here(image, plan["place"] + b"/set/runsc")
         if plan["network"]:
             step = "network namespace"
@@ -409,6 +413,78 @@ def _clone(path: bytes, identity: tuple[int, int], target: str, readonly: bool, 
         text = "the host holds it on a mount whose noexec, nosuid or nodev cannot be cleared in a user namespace"
         raise Refused("bind", os.fsdecode(path), error.errno or 0, text) from error
     return clone, target
+
+
+def _clone_executable(path: bytes, numbers: tuple[int, ...], kind: str) -> int:
+    """A detached mount of a file that will be executed, which nobody writes by it."""
+    try:
+        source = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise Refused(kind, os.fsdecode(path), error.errno or 0, "it is gone") from error
+    _compare(source, path, numbers, kind)
+    clone = linux.open_tree(source)
+    os.close(source)
+    linux.mount_setattr(
+        clone,
+        b"",
+        set=linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV,
+        clear=linux.MOUNT_ATTR_NOEXEC,
+    )
+    return clone
+
+
+def _compare(fd: int, path: bytes, numbers: tuple[int, ...], kind: str) -> None:
+    """Refused unless the file is what it was when its bytes were verified: a write, another mode or name changes it."""
+    status = os.fstat(fd)
+    seen = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    if seen != tuple(numbers):
+        raise Refused(kind, os.fsdecode(path), 0, "another file, or another size, mode, name or time")
+
+
+def _cover(work: int, covers: list[tuple[str, bytes]]) -> None:
+    """Hide directories of ours in what the guest is given to read, and so in what the supervisor reads."""
+    for target, below in covers:
+        onto = os.open(target, DIRECTORY, dir_fd=work)
+        try:
+            for name in below.split(b"/") if below else ():
+                inner = os.open(name, DIRECTORY, dir_fd=onto)
+                os.close(onto)
+                onto = inner
+        except FileNotFoundError:
+            os.close(onto)
+            continue
+        cover = linux.new_tmpfs(CLOSED | linux.MOUNT_ATTR_RDONLY, mode="0755", size="4k")
+        linux.move_mount(cover, onto)
+        os.close(cover)
+        os.close(onto)
+
+
+def _bind_executables(work: int, files: dict[str, tuple[bytes, tuple[int, ...], str]], clones: dict[str, int]) -> int:
+    """The files where runsc looks for them, in a directory that cannot be changed; returns its runsc.
+
+    What is bound is compared once more: from here on only who could write the file itself could change what runs.
+    """
+    os.mkdir("set", 0o700, dir_fd=work)
+    onto = os.open("set", DIRECTORY, dir_fd=work)
+    tree = linux.new_tmpfs(CLOSED, mode="0755", size="64k")
+    _mount_points(tree, [(name, False) for name in files])
+    linux.move_mount(tree, onto)
+    os.close(onto)
+    image = -1
+    for name, (path, numbers, kind) in files.items():
+        onto = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=tree)
+        linux.move_mount(clones[name], onto)
+        os.close(onto)
+        os.close(clones[name])
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=tree)
+        _compare(fd, path, numbers, kind)
+        if name == "runsc":
+            image = fd
+        else:
+            os.close(fd)
+    linux.mount_setattr(tree, b"", set=CLOSED | linux.MOUNT_ATTR_RDONLY)
+    os.close(tree)
+    return image
 
 
 def _clone_file(path: bytes, identity: tuple[int, int]) -> int:

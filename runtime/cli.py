@@ -228,7 +228,7 @@ def _add_owner(verbs: Any) -> None:
     kill = verbs.add_parser("kill", help="end sandboxes")
     kill.add_argument("ids", nargs="+", metavar="ID")
     kill.set_defaults(command=_kill)
-    gc = verbs.add_parser("gc", help="remove what launches that were killed left; each launch does so too")
+    gc = verbs.add_parser("gc", help="remove what launches that were killed left, and old files in the cache")
     gc.add_argument(
         "--records", action="store_true", help="also remove records over --keep-records, and print their names"
     )
@@ -836,10 +836,15 @@ def _kill(given: argparse.Namespace) -> int:
 
 
 def _gc(given: argparse.Namespace) -> int:
-    from nucleus_gvisor.runtime import owner
+    from nucleus_gvisor.model.errors import BadCache
+    from nucleus_gvisor.runtime import kept, owner
+    from nucleus_gvisor.runtime.identity import Identity
 
     for name in owner.gc(given.artifact_base):
         print(name)
+    with suppress(BadCache):  # one that others can write is none of ours
+        for name in kept.collect(Identity.current()):
+            print(name)
     if given.records:
         from nucleus_gvisor.runtime import retention
 

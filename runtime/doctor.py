@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from nucleus_gvisor.model.errors import BadBase, LaunchError, NotFound, PinMismatch, Unsupported, shown
-from nucleus_gvisor.runtime import _child, _linux, interpreter, paths, runsc
+from nucleus_gvisor.model.record import set_digest
+from nucleus_gvisor.runtime import _child, _linux, interpreter, kept, paths, runsc
 from nucleus_gvisor.runtime.bundle import OciBundle
 from nucleus_gvisor.runtime.capture import readable
 from nucleus_gvisor.runtime.cleanup import Place
@@ -288,12 +289,14 @@ def _runsc(patient: _Patient) -> Finding:
     patient.judged = judged
     details["path"] = judged.runsc.path
     details["digests"] = digests = {
-        name: stage.sha256(file.fd, file.snapshot.size) for name, file in named(judged).items()
+        name: stage.sha256(file.fd, file.snapshot.size) for name, file in stage.named(judged).items()
     }
-    if pin is not None and digests["runsc"] != pin:
+    details["pin"] = set_digest(digests)
+    try:
+        stage.see_pinned(judged, digests)
+    except PinMismatch as error:
         judged.close()
         patient.judged = None
-        error = PinMismatch("not the pinned runsc", path=judged.runsc.path, observed=digests["runsc"], expected=pin)
         return _no(
             "another than the pinned one",
             str(error),
@@ -301,14 +304,8 @@ def _runsc(patient: _Patient) -> Finding:
             details,
         )
     beside = f", {len(judged.side)} side binaries" if judged.side else ""
-    found = f"{os.fsdecode(judged.runsc.path)}{beside}, sha256 {digests['runsc']}"
+    found = f"{os.fsdecode(judged.runsc.path)}{beside}, sha256 {details['pin']}"
     return _yes(found, details)
-
-
-def named(judged: resolve.Judged) -> dict[str, resolve.JudgedFile]:
-    """The judged files by the names that they have in a set."""
-    beside = {"gvisor-bin/" + os.fsdecode(os.path.basename(file.path)): file for file in judged.side}
-    return {"runsc": judged.runsc, **beside}
 
 
 def _limits(_: _Patient) -> Finding:
@@ -997,9 +994,24 @@ def _stage(patient: _Patient) -> Finding:
     if patient.judged is None:
         found = "auto takes what the runsc needs, and there is none"
         return _unknown(found)
-    patient.stage = (StageMethod.SET if patient.judged.side else StageMethod.SEALED).value
     why = f"{len(patient.judged.side)} side binaries" if patient.judged.side else "no side binaries"
-    return _yes(f"auto takes {patient.stage}: {why}")
+    seen = kept.foresee(patient.judged, patient.who())
+    details = {"kept": seen.word, "cache": seen.cache, **({"why": seen.why} if seen.why else {})}
+    if seen.word == "none":
+        patient.stage = (StageMethod.SET if patient.judged.side else StageMethod.SEALED).value
+        return _yes(f"auto takes {patient.stage}: {why}; nothing can be kept: {seen.why}", details)
+    patient.stage = StageMethod.KEPT.value
+    return _yes(f"auto takes kept: {_KEPT[seen.word].format(cache=shown(seen.cache))}; {why}", details)
+
+
+_KEPT = {
+    "found": "found in {cache}",
+    "root's": "root's, in {cache}",
+    "in place": "root's installed files, where they lie",
+    "made": "to be made in {cache} by the next launch",
+    "replaced": "to be replaced in {cache} by the next launch, for it is not what it was",
+}
+"""What is kept, by the words of `kept`."""
 
 
 _CHECKS: Mapping[str, tuple[Callable[[_Patient], Finding], tuple[Feature, ...]]] = {

@@ -22,14 +22,13 @@ from nucleus_gvisor.model.errors import (
     Busy,
     LaunchError,
     Limit,
-    PinMismatch,
     StepFailed,
     remedy,
     shown,
 )
 from nucleus_gvisor.model.states import LaunchState
 from nucleus_gvisor.model.table import CONFINE, FAILURES, ROWS, STAGE
-from nucleus_gvisor.runtime import _attendant, _child, cleanup, doctor, interpreter, runsc
+from nucleus_gvisor.runtime import _attendant, _child, cleanup, doctor, interpreter, kept, runsc
 from nucleus_gvisor.runtime.bundle import OciBundle
 from nucleus_gvisor.runtime.cleanup import Place, state_component
 from nucleus_gvisor.runtime.identity import Identity
@@ -324,9 +323,12 @@ class _Dry(Launch):
         chosen = f"{self.options.stage} takes {method}" if self.options.stage.value != method else method
         beside = f"{len(judged.side)} side binaries" if judged.side else "no side binaries"
         self._say("choose", chosen, f"{beside}; action {STAGE[method]}")
+        if method == "kept":
+            self._tell_kept()
+            return
         digests: dict[str, str] = {}
         images: dict[str, int] = {}
-        for name, file in doctor.named(judged).items():
+        for name, file in stage.named(judged).items():
             digests[name] = stage.sha256(file.fd, file.snapshot.size)
             images[name] = Fds.IMAGE + 2 * len(images)
             self._say("memfd_create", f"{name} (MFD_CLOEXEC|MFD_ALLOW_SEALING|MFD_EXEC)", "a copy that has no path")
@@ -340,14 +342,7 @@ class _Dry(Launch):
             self._say("sha256", f"{name} {digests[name]}", "hashed once it is sealed")
         if judged.pin is not None:
             self._say("compare", f"pin {judged.pin}")
-            if digests["runsc"] != judged.pin:
-                raise PinMismatch(
-                    "not the pinned runsc",
-                    step="Stage",
-                    path=judged.runsc.path,
-                    observed=digests["runsc"],
-                    expected=judged.pin,
-                )
+            stage.see_pinned(judged, digests)
         if method == "copy":
             directory = os.fsdecode(self._location) + "/exec-allow/stage-RANDOM"
             self._say("mkdirat", f"{directory} 0700")
@@ -358,6 +353,49 @@ class _Dry(Launch):
         if method != "set":
             images = {"runsc": images["runsc"]}
         self._staged = stage.Staged(images, digests, method)
+
+    def _choose(self) -> StageMethod:
+        """The same, with nothing made."""
+        side = self._judged is not None and bool(self._judged.side)
+        known = self._must_lock and self._judged is not None and self._identity is not None
+        if known and kept.foresee(self._judged, self._identity).word != "none":  # type: ignore[arg-type]
+            return StageMethod.KEPT
+        if not side:
+            return StageMethod.SEALED
+        return StageMethod.SET if self._must_lock else StageMethod.COPY
+
+    def _tell_kept(self) -> None:
+        judged, identity = self._judged, self._identity
+        assert judged is not None and identity is not None
+        seen = kept.foresee(judged, identity)
+        if seen.word == "none":
+            raise StepFailed(
+                "nothing can be kept",
+                step="Stage",
+                path=seen.cache,
+                observed=seen.why,
+                expected="a cache of the caller's",
+                hint='stage="auto"',
+            )
+        bound, digests = {}, {}
+        images: dict[str, int] = {}
+        for name, file in stage.named(judged).items():
+            path = os.fsdecode(seen.paths[name])
+            if seen.word in ("made", "replaced"):
+                self._say(
+                    "copy_file_range", f"{os.fsdecode(file.path)} to {path}", "compared, hashed, synced, renamed in"
+                )
+            else:
+                self._say(
+                    "openat", f"{path} O_RDONLY|O_NOFOLLOW", f"{seen.word}; its times, size and mode are compared"
+                )
+            digests[name] = stage.sha256(file.fd, file.snapshot.size)
+            images[name] = Fds.IMAGE + 2 * len(images)
+            bound[name] = (os.fsencode(path), file.snapshot.numbers, "kept")
+        if judged.pin is not None:
+            self._say("compare", f"pin {judged.pin}", "with the bytes")
+            stage.see_pinned(judged, digests)
+        self._staged = stage.Staged({"runsc": images["runsc"]}, digests, "kept", bound=bound)
 
     # ---- Confine ----
 
@@ -385,7 +423,7 @@ class _Dry(Launch):
         if self.options.program is Program.RUNSC:
             child_plan["questions"] = list(runsc.QUESTIONS)
             child_plan["trial"] = runsc.trial_arguments(self._location) if wanted is Confinement.MOUNT_LOCKED else None
-        sizes = {name: file.snapshot.size for name, file in doctor.named(self._judged).items()}
+        sizes = {name: file.snapshot.size for name, file in stage.named(self._judged).items()}
         rehearsal = Rehearsal(child_plan, self._command_with(ASKED), sizes)
         if wanted is not Confinement.MOUNT_LOCKED:
             for call, detail, why in rehearsal.lay_out():

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, NoReturn, Self
 
 from nucleus_gvisor.model.errors import LaunchError
+from nucleus_gvisor.model.record import set_digest
 from nucleus_gvisor.runtime import _linux, interpreter, orphans, runsc, said
 from nucleus_gvisor.runtime.audit import Record
 from nucleus_gvisor.runtime.bundle import HostPath, OciBundle
@@ -46,7 +47,8 @@ Stream = int | IO[bytes] | IO[str] | None
 
 
 class RunscPath(str):
-    """A path that `resolve_path` judged; `sha256` names the bytes that lay there, for `with_path` to pin.
+    """A path that `resolve_path` judged; `sha256` names the bytes that lay there, for `with_path` to pin: those of
+    runsc, or of the set that it is with its side binaries (what `nucleus-gvisor doctor` calls the pin).
 
     Resolved before entering a user namespace, where root's files have no owner that can be told from anyone's.
     """
@@ -337,9 +339,10 @@ class GVisorRuntime:
         open_standard_descriptors()  # the sealed copy is kept
         judged = resolve.resolve(None, Identity.current())
         try:
-            sealed = stage.sealed(judged.runsc)
-            _linux.close(sealed.fd)
-            return RunscPath(os.fsdecode(judged.runsc.path), sealed.sha256)
+            digests = {name: stage.sha256(file.fd, file.snapshot.size) for name, file in stage.named(judged).items()}
+            for file in judged.files:
+                stage.see_untouched(file)
+            return RunscPath(os.fsdecode(judged.runsc.path), set_digest(digests))
         finally:
             judged.close()
 

@@ -32,10 +32,10 @@ from nucleus_gvisor.model.errors import (
 )
 from nucleus_gvisor.model.facts import Facts
 from nucleus_gvisor.model.machine import LaunchMachine, fresh
-from nucleus_gvisor.model.record import TransitionRecord
+from nucleus_gvisor.model.record import TransitionRecord, set_digest
 from nucleus_gvisor.model.states import TERMINAL, LaunchState
 from nucleus_gvisor.model.table import CONFINE, STAGE, failure_row
-from nucleus_gvisor.runtime import _child, image, interpreter, retention, runsc
+from nucleus_gvisor.runtime import _child, image, interpreter, kept, retention, runsc
 from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.audit import Record
 from nucleus_gvisor.runtime.bundle import HostPath, OciBundle
@@ -144,6 +144,9 @@ class Launch:
         self.place: Place | None = None
         self._guest: prepare.Guest | None = None
         self._held: dict[str, stage.Sealed] = {}
+        self._kept: kept.Kept | None = None
+        self._not_kept: str | None = None
+        """Why `auto` keeps nothing."""
         self._staged: stage.Staged | None = None
         self._plan: dict[str, Any] = {}
         self._laid_out = False
@@ -229,7 +232,7 @@ class Launch:
         options = self.options
         method = options.stage.value
         if options.stage is StageMethod.AUTO:
-            method = "set" if self._judged is not None and self._judged.side else "sealed"
+            method = self._choose().value
         return fresh(
             enforcement=options.enforcement.value,
             confinement=options.confinement.value,
@@ -237,6 +240,29 @@ class Launch:
             program=options.program.value,
             pin="none" if options.pin is None else "match",
         )
+
+    def _choose(self) -> StageMethod:
+        """How `auto` stages: whatever is chosen runs under what may become of this launch's confinement."""
+        side = self._judged is not None and bool(self._judged.side)
+        if self._judged is not None and self._identity is not None and self._must_lock:
+            held = linux.ledger().descriptors
+            before = set(held)
+            try:
+                self._kept = kept.provide(self._judged, self._identity)
+                return StageMethod.KEPT
+            except (LaunchError, OSError) as error:
+                self._not_kept = str(error)
+                for fd in set(held) - before:  # the launch goes on without them
+                    linux.close(fd)
+        if not side:
+            return StageMethod.SEALED
+        return StageMethod.SET if self._must_lock else StageMethod.COPY
+
+    @property
+    def _must_lock(self) -> bool:
+        """Will its supervisor certainly be unable to write what it has not been given."""
+        options = self.options
+        return options.confinement is Confinement.MOUNT_LOCKED and options.enforcement is Enforcement.REQUIRED
 
     def _fire_confine(self, machine: LaunchMachine) -> None:
         if self.options.enforcement is Enforcement.OFF:
@@ -342,6 +368,14 @@ class Launch:
                 expected="mount-locked",
                 hint='stage="copy"',
             )
+        if options.stage is StageMethod.KEPT and not self._must_lock:
+            raise BadArgument(
+                "what is kept is executed by launches alone that cannot write it",
+                step="Resolve",
+                observed=f"confinement {options.confinement}, enforcement {options.enforcement}",
+                expected='confinement="mount-locked" and enforcement="required"',
+                hint='stage="auto"',
+            )
         self._identity = Identity.current()
         store = options.stage is StageMethod.STORE
         self._judged = resolve.resolve(self._runsc_path, self._identity, pin=options.pin, store=store)
@@ -394,7 +428,10 @@ class Launch:
 
     def _look_at(self, bundle: OciBundle) -> prepare.Guest:
         own = [] if self._programs is None else [self._programs.target]
-        return prepare.look_at_bundle(bundle, self.options.writable, *own)
+        ours = [] if self.place is None else [self.place.base_path]
+        if self._identity is not None:
+            ours += kept.places(self._identity)
+        return prepare.look_at_bundle(bundle, self.options.writable, *own, ours=ours)
 
     def _description(self) -> dict[str, Any]:
         assert self._guest is not None
@@ -527,17 +564,40 @@ class Launch:
         assert self._judged is not None
         stage.close(self._held)
         self._held = {}
-        self._held = stage.seal_all(self._judged)
+        if self.machine is not None and self.machine.facts.method == "kept":
+            self._look_kept()
+        else:
+            self._held = stage.seal_all(self._judged)
+
+    def _look_kept(self) -> None:
+        """What is kept is as it was, or is made anew; and it is what the pin names, by its bytes."""
+        assert self._judged is not None and self._identity is not None
+        if self._kept is not None and not kept.still(self._kept, self._judged, self._identity):
+            self._kept.close()
+            self._kept = None
+        if self._kept is None:
+            self._kept = kept.provide(self._judged, self._identity)
+        if self._judged.pin is not None:
+            stage.see_pinned(self._judged, {name: kept.bytes_of(file) for name, file in self._kept.files.items()})
 
     def _stage(self, facts: Facts) -> Mapping[str, object]:
         assert self._judged is not None and self.place is not None
-        self._staged = stage.stage(facts.method, self._judged, self._held, self.place.directory, self.place.path)
+        self._staged = stage.stage(
+            facts.method, self._judged, self._held, self.place.directory, self.place.path, kept=self._kept
+        )
         self._held = {}
+        shown: dict[str, object] = {}
+        if self._kept is not None:
+            shown["kept"], self._kept = self._kept.word, None
+        elif self._not_kept is not None:
+            shown["kept"], shown["not_kept"] = "none", self._not_kept
         return {
             "method": self._staged.method,
             "sha256": self._staged.digests["runsc"],
             "digests": self._staged.digests,
+            "set": set_digest(self._staged.digests),
             "pin": self.options.pin,
+            **shown,
         }
 
     # ---- Confine ----
@@ -636,11 +696,13 @@ class Launch:
             confinement=confinement,
             images=staged.images,
             staged_set=staged.method == "set",
+            bound=staged.bound if locked else {},
             place=place.path,
             place_identity=file_id(os.fstat(place.directory)),
             binds=[(s.path, s.identity, s.target, s.readonly, s.recursive) for s in guest.sources],
             skeleton=None if guest.skeleton is None else list(guest.skeleton),
             missing=list(guest.missing),
+            covers=list(guest.covers),
             config=self._with_programs(
                 guest.bundle.private_config(
                     roots["rootfs"],
@@ -768,10 +830,10 @@ class Launch:
     def _image_in_place(self) -> int:
         """What the calling process executes, now that it is in the child's namespaces; a set lies there only."""
         assert self._staged is not None and self.place is not None and self.confined is not None
-        if self._staged.method != "set":
+        if not self._plan["set"] and not self._plan["bound"]:
             return self._staged.images["runsc"]
         image = linux.open(self.place.path + b"/set/runsc", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        # On a read-only tmpfs that this launch alone reaches.
+        # Read-only, and on a tmpfs that this launch alone reaches.
         if list(file_id(os.fstat(image))) != list(self.confined.shown["image"]):  # pragma: no cover - none can swap it
             raise SafetyViolation(
                 "not the image that the child made",
@@ -826,13 +888,15 @@ class Launch:
     def _unwind(self) -> Mapping[str, object]:
         self._keep_record()
         stage.close(self._held)
+        if self._kept is not None:
+            self._kept.close()
         child = self.confined.child if self.confined is not None else None
         if self.said is not None:
             self.said.close()
             self.said = None
         held = (child, self._staged, self._judged, self.place)
         self.confined = self._staged = self._judged = self.place = None
-        self._held = {}
+        self._held, self._kept = {}, None
         hooks, self.hooks = self.hooks, None
         try:
             fail.unwind(*held)

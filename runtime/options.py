@@ -39,7 +39,10 @@ class StageMethod(StrEnum):
     """How the judged bytes are kept from changing until execve."""
 
     AUTO = "auto"
-    """`sealed`, or `set` when side binaries lie in `gvisor-bin/` beside runsc."""
+    """`kept` under a required mount-locked. Elsewhere, and where nothing can be kept: `sealed`; or, with side binaries
+    in `gvisor-bin/` beside runsc, `set` under a required mount-locked and else `copy`."""
+    KEPT = "kept"
+    """The files verified once, kept on disk by digest, compared at each launch and bound read-only; see `kept`."""
     SEALED = "sealed"
     """A sealed memfd of exactly the judged bytes."""
     SET = "set"

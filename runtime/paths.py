@@ -22,8 +22,14 @@ NAME_A_BASE = 'name a directory that only you can write: artifact_base="DIR", or
 _PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
-_OURS = re.compile(r"locks|records|id-[0-9a-f]{64}|[0-9a-f]{32}", re.ASCII)
-"""What launches make in an artifact base."""
+_OURS = re.compile(r"locks|records|sets|sources|lock|tmp-[0-9a-f]+|id-[0-9a-f]{64}|[0-9a-f]{32}", re.ASCII)
+"""What launches make in an artifact base, or in a cache."""
+
+
+def is_ours(name: bytes) -> bool:
+    """Is it what launches make in an artifact base, or in a cache."""
+    return bool(_OURS.fullmatch(os.fsdecode(name)))
+
 
 FileId = tuple[int, int]
 """(st_dev, st_ino)."""
@@ -317,6 +323,17 @@ def open_private(path: bytes, identity: Identity, shared: list[bytes] | None = N
     is wrong; StepFailed carries the errno of a call that failed. With `shared` a directory above may be one that others
     write, as /tmp, and is put there.
     """
+    fd = open_walked(path, identity, shared)
+    try:
+        make_private(fd, path, identity)
+    except BaseException:
+        linux.close(fd)
+        raise
+    return fd
+
+
+def open_walked(path: bytes, identity: Identity, shared: list[bytes] | None = None, *, create: bool = True) -> int:
+    """The same, with nothing asked of the last directory but that it is one."""
     names = components(path, BadBase, "Prepare")
     if not names:
         raise BadBase(
@@ -329,13 +346,12 @@ def open_private(path: bytes, identity: Identity, shared: list[bytes] | None = N
         judge_above(os.fstat(fd), b"/", identity, shared)
         for number, name in enumerate(names):
             here += b"/" + name
-            below = enter(fd, name, here, create=True)
+            below = enter(fd, name, here, create=create)
             mounted = is_mounted(fd, below)
             linux.close(fd)
             fd = below
             if number < len(names) - 1:
                 judge_above(os.fstat(fd), here, identity, shared, mounted=mounted)
-        make_private(fd, here, identity)
     except BaseException:
         linux.close(fd)
         raise

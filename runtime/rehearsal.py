@@ -49,6 +49,7 @@ class _File:
     mode: int = stat_.S_IFREG
     identity: paths.FileId = NOTHING
     size: int = 0
+    times: tuple[int, int] = (0, 0)
 
 
 class Fds:
@@ -93,6 +94,10 @@ class Rehearsal:
         for name, fd in child_plan["said"].items():
             self.fds.known[fd] = _File(f"runsc's {name} log")
         self.identities: dict[bytes, paths.FileId] = dict(self._identified())
+        self.bound: dict[bytes, tuple[int, ...]] = {}
+        """Files that are bound, and where, with what their descriptors say."""
+        for name, (path, numbers, _) in child_plan["bound"].items():
+            self.bound[path] = self.bound[child_plan["place"] + b"/set/" + os.fsencode(name)] = numbers
         self.written: dict[bytes, bytes] = {b"/proc/self/mountinfo": b""}
         self.words: list[tuple[Any, ...]] = [("exec", *command)]
         canaries = [argv[0] for argv in child_plan["canaries"]]
@@ -187,7 +192,8 @@ class Rehearsal:
 
     def _move_mount(self, mount: int, _from: bytes, onto: int, _to: bytes, _flags: int) -> int:
         self.note("move_mount", f"{self.fds.name(mount)} onto {self.fds.known[onto].name}")
-        if self.fds.known[onto].name == os.fsdecode(self.plan["place"]):
+        place = os.fsdecode(self.plan["place"])
+        if self.fds.known[onto].name in (place, place + "/set"):
             self.fds.known[mount] = _File(self.fds.known[onto].name, stat_.S_IFDIR)
         return 0
 
@@ -383,6 +389,10 @@ class _Os:
         if raw in r.identities:
             kind = stat_.S_IFDIR if raw == r.plan["place"] or os.path.isdir(raw) else stat_.S_IFREG
             r.note("openat", f"{name} O_PATH", "again, in this namespace, and compared with what was judged")
+        elif raw in r.bound and not flags & os.O_CREAT:
+            r.note("openat", name, "compared with what was said of it when it was verified")
+            device, inode, size, *times = r.bound[raw]
+            return r.fds.new(_File(name, kind, (device, inode), size, (times[0], times[1])))
         elif flags & os.O_CREAT:
             r.note("openat", f"{name} O_CREAT|O_EXCL {mode:04o}")
         fd = r.fds.new(_File(name, kind, identity))
@@ -414,7 +424,9 @@ class _Os:
     def fstat(self, fd: int) -> Any:
         file = self._r.fds.known[fd]
         device, inode = file.identity
-        return os.stat_result((file.mode, inode, device, 1, 0, 0, file.size, 0, 0, 0))
+        modified, changed = file.times
+        numbers = (file.mode, inode, device, 1, 0, 0, file.size, 0, 0, 0)
+        return os.stat_result(numbers, {"st_mtime_ns": modified, "st_ctime_ns": changed})
 
     def close(self, fd: int) -> None:
         pass

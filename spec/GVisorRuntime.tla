@@ -29,12 +29,12 @@ Terminal == {"Exec'd", "Failed"}
 Rank     == [Unresolved |-> 0, Resolved |-> 1, Prepared |-> 2, Staged |-> 3, Confined |-> 4]
 
 Causes == {"none", "bad_request", "not_found", "untrusted_binary", "untrusted_base", "busy", "bad_bundle",
-           "changed", "pin_mismatch", "no_space", "incompatible", "cannot_confine", "not_proved", "unfit",
-           "exec_refused", "fault", "left_behind"}
+           "changed", "pin_mismatch", "no_space", "untrusted_cache", "kept_changed", "incompatible",
+           "cannot_confine", "not_proved", "unfit", "exec_refused", "fault", "left_behind"}
 
 Enforcements == {"required", "best_effort", "off"}
 Confinements == {"mount-locked", "landlock"}
-Methods      == {"sealed", "set", "copy", "store"}
+Methods      == {"sealed", "set", "copy", "store", "kept"}
 Programs     == {"runsc", "plain"}     \* plain: a program that never mounts
 
 ASSUME LaunchesAreSound ==
@@ -62,6 +62,7 @@ VARIABLES
     fit,          \* do they answer as a runsc that can do what was asked
     base,         \* the artifact base and the container's directory in it
     bundle,       \* the OCI bundle
+    cache,        \* the directory of what is kept, and what is kept in it
     lock,         \* the lock of this container id
     residue,      \* what would be left on disk if all stopped now
     userns,       \* does the host permit what mount-locked needs
@@ -82,7 +83,7 @@ VARIABLES
    one line. What was asked for is never in an action's effect.                  *)
 options  == <<enforcement, confinement, method, program>>
 binary   == <<path, pin, fit>>
-place    == <<base, bundle, space>>
+place    == <<base, bundle, space, cache>>
 host     == <<userns, landlock, holds, execve, calls>>
 achieved == <<confined, proved>>
 ran      == <<image, guest>>
@@ -98,6 +99,7 @@ Init ==
     /\ state = "Unresolved" /\ cause = "none" /\ alive = TRUE
     /\ request = TRUE /\ path = "trusted" /\ held = "nothing" /\ staged = "nothing" /\ fit = TRUE
     /\ base = "absent" /\ bundle = "sound" /\ lock = "free" /\ residue = {}
+    /\ cache = "private"
     /\ userns = TRUE /\ landlock = TRUE /\ holds = TRUE /\ space = TRUE /\ execve = TRUE /\ calls = TRUE
     /\ confined = "none" /\ proved = FALSE /\ image = "none" /\ guest = "none"
 
@@ -106,7 +108,6 @@ Init ==
    what it has seen, and never touches the world itself.                         *)
 
 Alive           == alive
-RequestSound    == request
 BinaryTrusted   == path = "trusted"
 BinaryAbsent    == path = "absent"
 BinaryForged    == path = "forged"
@@ -120,19 +121,23 @@ UsesSealed      == method = "sealed"
 UsesSet         == method = "set"
 UsesCopy        == method = "copy"
 UsesStore       == method = "store"
+UsesKept        == method = "kept"
+CacheSound      == ~UsesKept \/ cache # "hostile"
+KeptUnchanged   == ~UsesKept \/ cache # "changed"   \* asked of each file's descriptor, before and after it is bound
 SpaceLeft       == ~UsesCopy \/ space   \* see FillDisk
 Fit             == fit
 Asked           == enforcement # "off"  \* rootless or not: the reference asks only when rootless, gvisor.rs:363
 Required        == enforcement = "required"
 WantsLocked     == confinement = "mount-locked"
 WantsLandlock   == confinement = "landlock"
+RequestSound    == request /\ (UsesKept => (Required /\ WantsLocked))   \* see StageKept
 Compatible      == ~(WantsLandlock /\ program = "runsc")   \* see Boots
 Available       == IF WantsLandlock THEN landlock ELSE userns
 Holds           == holds
 CanConfine      == Compatible /\ Available /\ Holds
 MaySkip         == ~Asked \/ (enforcement = "best_effort" /\ ~CanConfine)
 ConfinedAsAsked == confined = confinement /\ proved
-Evidenced       == /\ staged = "trusted" /\ lock = "ours" /\ Fit   \* of every earlier step
+Evidenced       == /\ staged = "trusted" /\ lock = "ours" /\ Fit /\ KeptUnchanged   \* of every earlier step
                    /\ Required => ConfinedAsAsked
 ExecvePermitted == execve
 CallsWork       == calls
@@ -158,34 +163,44 @@ Prepare ==
     /\ Alive /\ state = "Resolved" /\ BaseSound /\ BundleSound /\ LockFree
     /\ state' = "Prepared" /\ base' = "private" /\ lock' = "ours"
     /\ residue' = residue \union {"directory"}
-    /\ UNCHANGED <<cause, options, alive, request, binary, held, staged, bundle, space, host, achieved, ran, budget>>
+    /\ UNCHANGED <<cause, options, alive, request, binary, held, staged, bundle, space, cache, host, achieved, ran,
+                   budget>>
 
 (* The bytes that the judged descriptor gives. (The reference opens the path again,
    gvisor.rs:834; MustFail.tla.)                                                 *)
 Taken == held
 
-(* What the four ways of staging have in common: the bytes still are the judged
+(* What the five ways of staging have in common: the bytes still are the judged
    ones, and the ones that the pin names, and now nobody can change them.        *)
 Stage ==
     /\ Alive /\ state = "Prepared" /\ SourceUnchanged /\ PinAgrees
     /\ state' = "Staged" /\ staged' = Taken
-    /\ UNCHANGED <<cause, options, alive, request, binary, held, place, lock, host, achieved, ran, budget>>
+    /\ UNCHANGED <<cause, options, alive, request, binary, held, base, bundle, space, lock, host, achieved, ran,
+                   budget>>
 
 (* A memfd, sealed and hashed after sealing: nothing on disk, nothing to swap.
    runtime/steps/stage.py: stage                                                 *)
-StageSealed == UsesSealed /\ Stage /\ UNCHANGED residue
+StageSealed == UsesSealed /\ Stage /\ UNCHANGED <<residue, cache>>
 
 (* runsc with the binaries that later releases expect beside it: each sealed, to be
    laid out on a private read-only tmpfs.  runtime/steps/stage.py: stage         *)
-StageSet == UsesSet /\ Stage /\ UNCHANGED residue
+StageSet == UsesSet /\ Stage /\ UNCHANGED <<residue, cache>>
 
 (* A file in the container's directory, 0555. It is the only method that can run
    out of space, and that leaves something behind.  runtime/steps/stage.py: stage *)
-StageCopy == UsesCopy /\ SpaceLeft /\ Stage /\ residue' = residue \union {"stage"}
+StageCopy == UsesCopy /\ SpaceLeft /\ Stage /\ residue' = residue \union {"stage"} /\ UNCHANGED cache
 
 (* An immutable store, such as Nix's: executed where it lies, by the judged
    descriptor.  runtime/steps/stage.py: stage                                    *)
-StageStore == UsesStore /\ Stage /\ UNCHANGED residue
+StageStore == UsesStore /\ Stage /\ UNCHANGED <<residue, cache>>
+
+(* Files that lie once on disk for all launches, by the digest of their bytes, in a
+   cache that nobody else can write. They are as they were when they were hashed, or
+   are made anew from the judged ones; the child compares them again when it binds
+   them, read-only. A supervisor that is not locked could write the cache, so only
+   launches that must be locked use it: RequestSound.
+   runtime/kept.py: provide, and runtime/steps/stage.py: stage                   *)
+StageKept == UsesKept /\ CacheSound /\ Stage /\ cache' = "private" /\ UNCHANGED residue
 
 (* What both confinements have in common: the host can, and canaries sent ahead
    stayed inside: what they tried is in the record.                              *)
@@ -201,7 +216,7 @@ Confine(how) ==
    root can be detached only before. Canaries then neither execute nor find a host
    file, undo nothing, and signal nobody.
    runtime/steps/confine.py: start, and runtime/_child.py in the child           *)
-ConfineLocked == WantsLocked /\ Confine("mount-locked")
+ConfineLocked == WantsLocked /\ KeptUnchanged /\ Confine("mount-locked")
 
 (* Landlock with an execute-only allowlist, for programs that do not mount.
    runtime/steps/confine.py: start, and runtime/_child.py in the child           *)
@@ -216,16 +231,20 @@ ConfineSkipped ==
     /\ UNCHANGED <<cause, options, alive, request, binary, held, staged, place, lock, residue, host, achieved, ran,
                    budget>>
 
+(* What execve gets: the staged bytes. Those that are kept lie where they can be
+   changed by whoever can write the cache, until they are bound.                 *)
+Executed == IF UsesKept /\ cache = "changed" THEN "rewritten" ELSE staged
+
 (* execve of the staged bytes, by descriptor. The parent learns of it from the end
    of a pipe that closes on exec.  runtime/steps/exec_.py: in_child, in_place    *)
 Exec ==
     /\ Alive /\ state = "Confined" /\ Evidenced /\ ExecvePermitted
-    /\ state' = "Exec'd" /\ image' = staged
+    /\ state' = "Exec'd" /\ image' = Executed
     /\ UNCHANGED <<cause, options, alive, request, binary, held, staged, place, lock, residue, host, achieved, guest,
                    budget>>
 
 Forward == \/ Resolve \/ Prepare
-           \/ StageSealed \/ StageSet \/ StageCopy \/ StageStore
+           \/ StageSealed \/ StageSet \/ StageCopy \/ StageStore \/ StageKept
            \/ ConfineLocked \/ ConfineLandlock \/ ConfineSkipped
            \/ Exec
 
@@ -258,18 +277,21 @@ FailBundle == ~BundleSound /\ Fail("Resolved", "bad_bundle", {})
 FailBusy   == LockTheirs   /\ Fail("Resolved", "busy", {})
 
 (* Prepared: the bytes behind the descriptor changed after they were judged; they
-   are not the ones that the pin names; there is no room for the copy.           *)
+   are not the ones that the pin names; there is no room for the copy; others can
+   write the cache.                                                              *)
 FailChanged == ~SourceUnchanged /\ Fail("Prepared", "changed", {})
 FailPin     == ~PinAgrees       /\ Fail("Prepared", "pin_mismatch", {})
 FailSpace   == ~SpaceLeft       /\ Fail("Prepared", "no_space", {})
+FailCache   == ~CacheSound      /\ Fail("Prepared", "untrusted_cache", {})
 
 (* Staged: the sealed bytes do not answer as the runsc that was asked for; the
    program could not live in the confinement; the host does not permit it; a
-   canary got out.                                                               *)
+   canary got out; what is kept was changed before it was bound.                 *)
 FailUnfit        == ~Fit                                           /\ Fail("Staged", "unfit", {})
 FailIncompatible == Required /\ ~Compatible                        /\ Fail("Staged", "incompatible", {})
 FailConfine      == Required /\ Compatible /\ ~Available           /\ Fail("Staged", "cannot_confine", {})
 FailUnproved     == Required /\ Compatible /\ Available /\ ~Holds  /\ Fail("Staged", "not_proved", {})
+FailKept         == ~KeptUnchanged                                 /\ Fail("Staged", "kept_changed", {})
 
 (* Confined: the kernel answers execve with an error, or the child died before it
    could be seen to have executed. It is told to a parent that is not confined.  *)
@@ -289,8 +311,8 @@ FailDirty ==
 
 Failures == \/ FailRequest \/ FailNotFound \/ FailUntrusted
             \/ FailBase \/ FailBundle \/ FailBusy
-            \/ FailChanged \/ FailPin \/ FailSpace
-            \/ FailUnfit \/ FailIncompatible \/ FailConfine \/ FailUnproved
+            \/ FailChanged \/ FailPin \/ FailSpace \/ FailCache
+            \/ FailUnfit \/ FailIncompatible \/ FailConfine \/ FailUnproved \/ FailKept
             \/ FailExec
             \/ FailFault \/ FailDirty
 
@@ -368,12 +390,12 @@ Impostor ==
 (* A link, a foreign owner or a loose mode where the artifact base should be. *)
 SpoilBase ==
     /\ base = "absent" /\ Strikes("Resolved") /\ base' = "hostile"
-    /\ UNCHANGED <<launcher, request, binary, held, bundle, space, lock, host>>
+    /\ UNCHANGED <<launcher, request, binary, held, bundle, space, cache, lock, host>>
 
 (* The bundle is another's, no bundle, or carries hooks. *)
 SpoilBundle ==
     /\ bundle = "sound" /\ Strikes("Resolved") /\ bundle' = "hostile"
-    /\ UNCHANGED <<launcher, request, binary, held, base, space, lock, host>>
+    /\ UNCHANGED <<launcher, request, binary, held, base, space, cache, lock, host>>
 
 (* A second launcher with the same container id is quicker. *)
 OtherTakesLock ==
@@ -385,7 +407,18 @@ OtherTakesLock ==
    at all, not for a directory or a line of the record, calls fail: BreakCall.       *)
 FillDisk ==
     /\ space = TRUE /\ Strikes("Prepared") /\ space' = FALSE
-    /\ UNCHANGED <<launcher, request, binary, held, base, bundle, lock, host>>
+    /\ UNCHANGED <<launcher, request, binary, held, base, bundle, cache, lock, host>>
+
+(* The cache, or a directory above it, is opened to others. *)
+OpenCache ==
+    /\ method = "kept" /\ cache = "private" /\ Strikes("Prepared") /\ cache' = "hostile"
+    /\ UNCHANGED <<launcher, request, binary, held, base, bundle, space, lock, host>>
+
+(* What is kept is swapped, rewritten, or given another mode or name: by whoever may
+   write the cache, root and the caller's own account.                           *)
+SwapKept ==
+    /\ method = "kept" /\ cache = "private" /\ Strikes("Staged") /\ cache' = "changed"
+    /\ UNCHANGED <<launcher, request, binary, held, base, bundle, space, lock, host>>
 
 (* user.max_user_namespaces=0, or a security module that forbids them. *)
 DenyUserns ==
@@ -425,7 +458,7 @@ Kill ==
 Environment == \/ MalformRequest
                \/ SwapBinary \/ RemoveBinary \/ RewriteInPlace \/ OtherRelease \/ Impostor
                \/ SpoilBase \/ SpoilBundle \/ OtherTakesLock
-               \/ FillDisk \/ DenyUserns \/ DenyLandlock \/ LeakConfinement
+               \/ FillDisk \/ OpenCache \/ SwapKept \/ DenyUserns \/ DenyLandlock \/ LeakConfinement
                \/ RefuseExecve \/ BreakCall
                \/ Kill
 
@@ -454,6 +487,7 @@ TypeOK ==
     /\ fit \in BOOLEAN
     /\ base \in {"absent", "private", "hostile"}
     /\ bundle \in {"sound", "hostile"}
+    /\ cache \in {"private", "hostile", "changed"}
     /\ lock \in {"free", "ours", "theirs"}
     /\ residue \subseteq {"directory", "stage"}
     /\ userns \in BOOLEAN /\ landlock \in BOOLEAN /\ holds \in BOOLEAN
@@ -496,14 +530,16 @@ ConfinedCanMount == guest # "stuck"
 ProofIsOfConfinement == proved <=> (confined # "none")
 
 (* What runs had everything that each step asks for: no guard was passed by. The
-   place is private and ours by its lock, the bundle sound, the binary fit; and a
-   copy lies on disk exactly when a copy was asked for, and had room there.        *)
+   place is private and ours by its lock, the bundle sound, the binary fit; a copy
+   lies on disk exactly when a copy was asked for, and had room there; and what is
+   kept was private and unchanged, and is executed under mount-locked alone.       *)
 ExecMeansAllWasWell ==
     image # "none" =>
         /\ request /\ fit /\ execve
         /\ base = "private" /\ bundle = "sound" /\ lock = "ours" /\ "directory" \in residue
         /\ ("stage" \in residue) <=> (method = "copy")
         /\ (method = "copy") => space
+        /\ (method = "kept") => (cache = "private" /\ confined = "mount-locked")
 
 (* A confinement that the record shows is the one asked for, on a host that has it
    and where the canaries stayed inside: nobody is told of one that was not there. *)
@@ -519,7 +555,7 @@ SkippedMeansCannot ==
 (* The error names what is so: whoever mends what it says mends the right thing.
    (`changed` is not here: what it speaks of is let go of with the descriptor.)    *)
 CauseIsTrue ==
-    /\ (cause = "bad_request") => ~request
+    /\ (cause = "bad_request") => (~request \/ (method = "kept" /\ ~(Required /\ WantsLocked)))
     /\ (cause = "not_found") => path = "absent"
     /\ (cause = "untrusted_binary") => path = "forged"
     /\ (cause = "untrusted_base") => base = "hostile"
@@ -527,6 +563,8 @@ CauseIsTrue ==
     /\ (cause = "busy") => lock = "theirs"
     /\ (cause = "pin_mismatch") => pin = "mismatch"
     /\ (cause = "no_space") => (method = "copy" /\ ~space)
+    /\ (cause = "untrusted_cache") => (method = "kept" /\ cache = "hostile")
+    /\ (cause = "kept_changed") => (method = "kept" /\ cache = "changed")
     /\ (cause = "unfit") => (program = "runsc" /\ ~fit)
     /\ (cause = "incompatible") => (Required /\ confinement = "landlock" /\ program = "runsc")
     /\ (cause = "cannot_confine") => (Required /\ Compatible /\ ~Available)
@@ -569,8 +607,10 @@ LeftMeansResidue ==
    container's directory.                                                        *)
 LockIsRespected == [][(lock = "theirs") => (lock' = lock /\ residue' = residue)]_vars
 
-(* A base that others could have prepared is not mended and not built upon. *)
-BaseIsRespected == [][(base = "hostile") => (base' = base /\ residue' = residue)]_vars
+(* A base or a cache that others could have prepared is not mended and not built upon. *)
+BaseIsRespected ==
+    [][/\ (base = "hostile") => (base' = base /\ residue' = residue)
+       /\ (cache = "hostile") => (cache' = cache)]_vars
 
 --------------------------------------------------------------------------------
 (* Liveness, under Fairness. *)
@@ -585,7 +625,7 @@ CrashCollected == (~alive \/ state = "Failed") ~> (residue = {})
 (* Undisturbed, a launch runs its guest, unless it asks for what cannot be. Only
    launches with budget 0 are known to be undisturbed.                           *)
 UndisturbedRuns ==
-    (budget = 0 /\ (Compatible \/ ~Required)) => <>(state = "Exec'd" /\ guest = "running")
+    (budget = 0 /\ RequestSound /\ (Compatible \/ ~Required)) => <>(state = "Exec'd" /\ guest = "running")
 
 --------------------------------------------------------------------------------
 (* Refinement: seen from the guest, a launch is AbstractGVisor's one step. *)

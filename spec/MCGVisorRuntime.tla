@@ -1,13 +1,14 @@
 ---------------------------- MODULE MCGVisorRuntime ----------------------------
 (* Bounds for GVisorRuntime, and nothing else.
 
-   There are 96 ways to ask for a launch, and 15 things besides a SIGKILL that can
+   There are 120 ways to ask for a launch, and 17 things besides a SIGKILL that can
    happen to one. The graph of MCLaunches is dumped, committed and replayed on a
    real host, edge by edge, so it must stay small without missing anything. It can,
    because the options matter on different steps and do not touch each other: the
    method and the pin are judged on Prepared; the enforcement, the confinement and
    the program on Staged. Hence every way to confine with the default method, and
-   every way to stage with the default confinement.
+   every way to stage with the default confinement. What is kept is for launches that
+   must be locked, so it is asked for by one that need not be, too.
 
    One event shows most of what there is to see. Two are needed where one hides
    another: a call that fails while the disk is full, a host that forbids the
@@ -29,6 +30,7 @@ EveryConfinement ==
 
 EveryMethod ==
     {Ask("required", "mount-locked", m, "runsc", n, 1) : m \in Methods, n \in {"none", "match"}}
+    \union {Ask("best_effort", "mount-locked", "kept", "runsc", "none", 1)}
 
 Pairs == Ask("required", "mount-locked", "copy", "runsc", "match", 2)
 

@@ -27,17 +27,17 @@ VARIABLES
 (* Every way to ask; as many events as there are. *)
 Anything ==
     [enforcement : Enforcements, confinement : Confinements, method : Methods, program : Programs,
-     pin : {"none", "match"}, budget : {15}]
+     pin : {"none", "match"}, budget : {17}]
 
 World ==
     [request |-> request, path |-> path, held |-> held, pin |-> pin, fit |-> fit, base |-> base, bundle |-> bundle,
-     lock |-> lock, userns |-> userns, landlock |-> landlock, holds |-> holds, space |-> space, execve |-> execve,
+     cache |-> cache, lock |-> lock, userns |-> userns, landlock |-> landlock, holds |-> holds, space |-> space, execve |-> execve,
      calls |-> calls]
 
 Facts ==
     [state |-> state, cause |-> cause, enforcement |-> enforcement, confinement |-> confinement, method |-> method,
      program |-> program, alive |-> alive, request |-> request, path |-> path, held |-> held, pin |-> pin,
-     staged |-> staged, fit |-> fit, base |-> base, bundle |-> bundle, lock |-> lock, residue |-> residue,
+     staged |-> staged, fit |-> fit, base |-> base, bundle |-> bundle, cache |-> cache, lock |-> lock, residue |-> residue,
      userns |-> userns, landlock |-> landlock, holds |-> holds, space |-> space, execve |-> execve, calls |-> calls,
      confined |-> confined, proved |-> proved, image |-> image, guest |-> guest]
 
@@ -48,6 +48,7 @@ Take(action) ==
     \/ action = "StageSet" /\ StageSet
     \/ action = "StageCopy" /\ StageCopy
     \/ action = "StageStore" /\ StageStore
+    \/ action = "StageKept" /\ StageKept
     \/ action = "ConfineLocked" /\ ConfineLocked
     \/ action = "ConfineLandlock" /\ ConfineLandlock
     \/ action = "ConfineSkipped" /\ ConfineSkipped
@@ -61,10 +62,12 @@ Take(action) ==
     \/ action = "FailChanged" /\ FailChanged
     \/ action = "FailPin" /\ FailPin
     \/ action = "FailSpace" /\ FailSpace
+    \/ action = "FailCache" /\ FailCache
     \/ action = "FailUnfit" /\ FailUnfit
     \/ action = "FailIncompatible" /\ FailIncompatible
     \/ action = "FailConfine" /\ FailConfine
     \/ action = "FailUnproved" /\ FailUnproved
+    \/ action = "FailKept" /\ FailKept
     \/ action = "FailExec" /\ FailExec
     \/ action = "FailFault" /\ FailFault
     \/ action = "FailDirty" /\ FailDirty

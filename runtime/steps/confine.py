@@ -12,6 +12,7 @@ from typing import Any
 from nucleus_gvisor.model.errors import (
     ConfineFailed,
     Incompatible,
+    KeptChanged,
     LaunchError,
     NotProved,
     SafetyViolation,
@@ -199,6 +200,15 @@ def _refusal(child: Supervisor, plan: Mapping[str, Any], word: str, rest: list[A
         return SafetyViolation(
             "changed after it was judged", step="Confine", path=what, observed=text, expected="what was judged"
         )
+    if kind == "kept":
+        return KeptChanged(
+            "a kept file was changed before it was bound",
+            step="Confine",
+            path=what,
+            observed=text,
+            expected="the file that was compared a moment ago",
+            hint="launch again: it is made anew",
+        )
     if kind == "bind":
         return StepFailed(
             "cannot be shown to the guest",
@@ -252,11 +262,13 @@ def plan(
     confinement: Confinement | None,
     images: dict[str, int],
     staged_set: bool,
+    bound: Mapping[str, tuple[bytes, tuple[int, ...], str]],
     place: bytes,
     place_identity: tuple[int, int],
     binds: list[tuple[bytes, tuple[int, int], str, bool, bool]],
     skeleton: list[tuple[str, bool]] | None,
     missing: list[tuple[str, bool]],
+    covers: list[tuple[str, bytes]],
     config: bytes,
     allow: list[tuple[bytes, tuple[int, int]]],
     stdio: tuple[int, int, int],
@@ -274,11 +286,13 @@ def plan(
         "confinement": confinement.value if confinement else None,
         "images": images,
         "set": staged_set,
+        "bound": dict(bound),
         "place": place,
         "place_identity": place_identity,
         "binds": binds,
         "skeleton": skeleton,
         "missing": missing,
+        "covers": covers,
         "config": config,
         "network": options.network_mode is NetworkMode.SANDBOX,
         "allow": allow,

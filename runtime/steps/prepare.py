@@ -3,6 +3,7 @@
 import os
 import stat
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from nucleus_gvisor.runtime.paths import (
     described,
     enter,
     file_id,
+    is_ours,
     judge_owner,
     open_base,
 )
@@ -57,6 +59,8 @@ class Guest:
     """Mount points that runsc would make in the bundle's own root, which is to stay as it is."""
     writable: Writable | None
     """Where writes to the root go; None when it is read-only."""
+    covers: tuple[tuple[str, bytes], ...] = ()
+    """What is hidden from the guest: a source's target, and the directory of ours below it."""
 
     @property
     def root(self) -> str:
@@ -86,11 +90,15 @@ def records(place: Place) -> int:
     return enter(place.base, RECORDS.encode(), place.base_path + b"/" + RECORDS.encode(), create=True)
 
 
-def look_at_bundle(bundle: OciBundle, writable: Writable = Writable.MEMORY, *own: str) -> Guest:
+def look_at_bundle(
+    bundle: OciBundle, writable: Writable = Writable.MEMORY, *own: str, ours: Sequence[bytes] = ()
+) -> Guest:
     """The bundle with every host path in it resolved once and identified; BadBundle for one that is not there.
 
     `writable` says what a root that is not read-only means, `own` where directories of ours are mounted beside the
-    bundle's mounts. Spec: GVisorRuntime!Prepare.
+    bundle's mounts. `ours` are the host's directories that no guest may write or see: bases and caches.
+
+    Spec: GVisorRuntime!Prepare.
     """
     sources: list[Source] = []
     config = bundle.config
@@ -116,6 +124,7 @@ def look_at_bundle(bundle: OciBundle, writable: Writable = Writable.MEMORY, *own
         target = f"mnt/{len(binds)}"
         sources.append(_source(bind.source, target, bind.readonly, bind.recursive))
         binds[bind.index] = target
+    covers = _covers(sources, ours)
     by_target = {source.target: source for source in sources}
     points = [
         _Point(str(mount["destination"]), by_target.get(binds.get(index, "")))
@@ -127,8 +136,60 @@ def look_at_bundle(bundle: OciBundle, writable: Writable = Writable.MEMORY, *own
         places = [(point.target, point.is_directory) for point in points]
         places += [(target, True) for target in (*own, cwd) if target.strip("/.")]
         _missing(None, how, points, own, cwd)
-        return Guest(bundle, tuple(sources), binds, tuple(places), (), how)
-    return Guest(bundle, tuple(sources), binds, None, _missing(sources[0], how, points, own, cwd), how)
+        return Guest(bundle, tuple(sources), binds, tuple(places), (), how, covers)
+    return Guest(bundle, tuple(sources), binds, None, _missing(sources[0], how, points, own, cwd), how, covers)
+
+
+def _covers(sources: Sequence[Source], ours: Sequence[bytes]) -> tuple[tuple[str, bytes], ...]:
+    """What of `ours` is to be hidden in which source. Refused for what a guest could write, or be planted where it is
+    not yet: a lock, a record, and above all a file that a later launch executes.
+    """
+    found = []
+    for path in ours:
+        above = _above(path)
+        ids = [identity for _, identity in above]
+        for source in sources:
+            if source.identity in ids:
+                below = path[len(above[ids.index(source.identity)][0].rstrip(b"/")) :].strip(b"/")
+            elif _lies_in(source.path, above[0], path):
+                below = b""
+            else:
+                continue
+            if not source.readonly or not source.is_directory or (below and not source.recursive):
+                raise Refused(
+                    "a source that is, has in it or lies in a directory of ours is refused",
+                    step="Prepare",
+                    path=source.path,
+                    observed=f"{'read-only' if source.readonly else 'writable'}: {os.fsdecode(path)}",
+                    expected="none that a guest could write to, and nothing of ours in what it reads",
+                    hint="give a directory beside it, or name another base (artifact_base) or cache"
+                    " (NUCLEUS_GVISOR_CACHE)",
+                )
+            found.append((source.target, below))
+    return tuple(found)
+
+
+def _above(path: bytes) -> list[tuple[bytes, FileId]]:
+    """`path` and the directories above it that are there, by what they are: another path may lead to them."""
+    found = []
+    while True:
+        with suppress(*(() if path == b"/" else (FileNotFoundError, NotADirectoryError, PermissionError))):
+            found.append((path, file_id(os.stat(path))))
+        if path == b"/":
+            return found
+        path = os.path.dirname(path)
+
+
+def _lies_in(source: bytes, there: tuple[bytes, FileId], ours: bytes) -> bool:
+    """Does it lie in what launches make in our directory `ours`; the caller may keep things of his own beside that."""
+    if there[0] != ours:
+        return False
+    inside = source
+    for path, identity in _above(source):
+        if identity == there[1]:
+            return is_ours(os.path.basename(inside))
+        inside = path
+    return False
 
 
 @dataclass(frozen=True)

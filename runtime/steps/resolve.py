@@ -34,6 +34,8 @@ MAX_WRAPPER = 4096
 """Bytes of a Nix wrapper script (gvisor.rs:263)."""
 MAX_SIDE_BINARIES = 64
 SIDE_DIRECTORY = b"gvisor-bin"
+NOT_EXECUTED = (b"runsc-metric-server", b"checkpointgofer")
+"""What lies there and no launch runs: it is neither judged nor kept, so that whoever touches it disturbs none."""
 STORE = b"/nix/store/"
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 # The command word of an exec, of characters that mean themselves to a shell: what an argument names, or an expansion
@@ -56,8 +58,17 @@ class Snapshot:
 
     @classmethod
     def of(cls, fd: int) -> "Snapshot":
-        s = os.fstat(fd)
+        return cls.of_status(os.fstat(fd))
+
+    @classmethod
+    def of_status(cls, s: os.stat_result) -> "Snapshot":
+        """The same, of what stat(2) said."""
         return cls(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """All of it, as plain data."""
+        return self.device, self.inode, self.size, self.modified, self.changed
 
     def unwritten_since(self, other: "Snapshot") -> bool:
         """Was nothing written in between, as far as the times tell: removing or renaming the file changes `changed`."""
@@ -175,7 +186,7 @@ def judge(path: bytes, identity: Identity, *, pin: str | None, store: bool = Fal
                 expected="an immutable store on a read-only mount",
                 hint="use the sealed stage",
             )
-        return Judged(runsc, _side_binaries(found, identity), pin, _MINT)
+        return Judged(runsc, _side_binaries(found, identity, pinned=pin is not None, system=system), pin, _MINT)
     except BaseException:
         linux.close(runsc.fd)
         raise
@@ -354,7 +365,7 @@ def _wrapped_target(fd: int, status: os.stat_result, path: bytes) -> bytes | Non
     return None
 
 
-def _side_binaries(found: Found, identity: Identity) -> list[JudgedFile]:
+def _side_binaries(found: Found, identity: Identity, *, pinned: bool, system: bool) -> list[JudgedFile]:
     """The executables in `gvisor-bin/` beside runsc, each judged as runsc is; none when there is no such directory.
 
     runsc after 2026-08 runs them, so that an unjudged one would be a way in (google/gvisor#13718).
@@ -380,6 +391,7 @@ def _side_binaries(found: Found, identity: Identity) -> list[JudgedFile]:
     try:
         judge_directory(os.fstat(directory), here, identity)
         names = sorted(os.fsencode(name) for name in os.listdir(directory))
+        names = [name for name in names if name not in NOT_EXECUTED]
         if len(names) > MAX_SIDE_BINARIES:
             raise Untrusted(
                 "too many side binaries",
@@ -395,8 +407,7 @@ def _side_binaries(found: Found, identity: Identity) -> list[JudgedFile]:
             opened.append(fd)
             files.append(JudgedFile(side.path, fd, Snapshot.of(fd)))
             status = os.fstat(fd)
-            # Their owners answer to the same rule as runsc's, which has been allowed by now.
-            _judge_file(fd, status, side, identity, pinned=False, system=True)
+            _judge_file(fd, status, side, identity, pinned=pinned, system=system)
             _judge_program(fd, status, side.path)
     except BaseException:
         for fd in opened:

@@ -9,24 +9,29 @@ are unchanged.
 import errno
 import fcntl
 import hashlib
-import mmap
 import os
 import secrets
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from nucleus_gvisor.model.errors import Changed, LaunchError, NoSpace, PinMismatch, SafetyViolation, StepFailed, remedy
+from nucleus_gvisor.model.record import set_digest
 from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime import elf
 from nucleus_gvisor.runtime.paths import calls, enter, exists, file_id, make_directory
 from nucleus_gvisor.runtime.steps.resolve import Judged, JudgedFile, Snapshot
 
+if TYPE_CHECKING:  # it stages too
+    from nucleus_gvisor.runtime.kept import Kept
+
 SEALS = linux.F_SEAL_SEAL | linux.F_SEAL_SHRINK | linux.F_SEAL_GROW | linux.F_SEAL_WRITE
 MFD_EXEC = 0x10  # linux/memfd.h, Linux 6.3; without it vm.memfd_noexec=1 makes a memfd that cannot be executed
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 MAX_KEPT = 8
-CHUNK = 1 << 20
+CHUNK = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,9 @@ class Staged:
     """Descriptors that end with the launch; sealed ones are kept for the next."""
     directory: bytes | None = None
     """The private copy's own directory, below the container's."""
+    bound: Mapping[str, tuple[bytes, tuple[int, ...], str]] = field(default_factory=dict)
+    """Files that a locked child binds where runsc looks for them, by name in the set: path, what fstat says of it, and
+    what it means when that differs."""
 
     def close(self) -> None:
         for fd in self.owned:
@@ -63,8 +71,7 @@ _lock = threading.Lock()
 def sealed(file: JudgedFile) -> Sealed:
     """The judged file's bytes, sealed. Changed when the file is no longer what was judged."""
     with _lock:
-        if not _untouched(file):
-            raise _changed(file)
+        see_untouched(file)
         known = _kept.get(file.snapshot)
         if known is None:
             known = _seal(file)
@@ -84,7 +91,8 @@ def forget() -> None:
             linux.close(_kept.popitem()[1].fd)
 
 
-def _changed(file: JudgedFile) -> LaunchError:
+def changed(file: JudgedFile) -> LaunchError:
+    """The error for a file that is no longer what was judged."""
     return Changed(
         "changed after it was judged",
         step="Stage",
@@ -93,6 +101,12 @@ def _changed(file: JudgedFile) -> LaunchError:
         observed="another size or time",
         hint="launch again when its installation has finished",
     )
+
+
+def see_untouched(file: JudgedFile) -> None:
+    """Changed when the file is no longer what was judged, as far as its descriptor tells."""
+    if not _untouched(file):
+        raise changed(file)
 
 
 def _untouched(file: JudgedFile) -> bool:
@@ -138,27 +152,15 @@ def _seal(file: JudgedFile) -> Sealed:
         ) from error
     try:
         with calls("Stage", file.path):
-            offset = 0
-            while sent := os.sendfile(fd, file.fd, offset, 1 << 30):
-                offset += sent
-                if offset > file.snapshot.size:
-                    break
+            copy(file.fd, fd, file.snapshot.size)
             # runsc re-executes itself as nobody, and ptrace needs to read it: 0500 (gvisor.rs:859) breaks both.
             os.fchmod(fd, 0o555)
             fcntl.fcntl(fd, linux.F_ADD_SEALS, SEALS)
             size = os.fstat(fd).st_size
             # The times have the grain of a clock tick: a copy that a writer tore shows only in the bytes themselves.
-            if size != file.snapshot.size or not _untouched(file) or not _same_bytes(file.fd, fd, size):
-                raise _changed(file)
-            if problem := elf.fault(fd, size):
-                raise SafetyViolation(
-                    "the sealed bytes are no program",
-                    step="Stage",
-                    path=file.path,
-                    observed=problem,
-                    expected="an ELF executable",
-                )
-            digest = sha256(fd, size)
+            if size != file.snapshot.size or not _untouched(file) or not (digest := compared(fd, file.fd, size)):
+                raise changed(file)
+            see_program(fd, size, file.path)
         if fcntl.fcntl(fd, linux.F_GET_SEALS) & SEALS != SEALS:  # pragma: no cover - the kernel has just set them
             raise SafetyViolation(
                 "the memfd is not sealed",
@@ -173,39 +175,99 @@ def _seal(file: JudgedFile) -> Sealed:
         raise
 
 
-def _same_bytes(source: int, image: int, size: int) -> bool:
-    """Is what `source` holds now what was copied. It is read, not mapped: truncation would kill a mapping's reader."""
-    with mmap.mmap(image, size, prot=mmap.PROT_READ) as view, memoryview(view) as sealed_bytes:
-        offset = 0
-        while offset < size:
-            piece = os.pread(source, CHUNK, offset)
-            if not piece or sealed_bytes[offset : offset + len(piece)] != piece:
-                return False
-            offset += len(piece)
-    return True
+def copy(source: int, target: int, size: int) -> None:
+    """The first `size` bytes of `source`, and one more where there are more: what grows meanwhile has another size."""
+    offset = 0
+    while offset <= size and (done := _copied(source, target, offset, size + 1 - offset)):
+        offset += done
+
+
+def _copied(source: int, target: int, offset: int, size: int) -> int:
+    """Between files of one file system their blocks may be shared (copy_file_range(2)); sendfile(2) takes the rest."""
+    try:
+        if done := os.copy_file_range(source, target, size, offset, offset):
+            return done
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
+            raise
+    os.lseek(target, offset, os.SEEK_SET)
+    return os.sendfile(target, source, offset, size)
+
+
+def compared(image: int, source: int, size: int) -> str | None:
+    """SHA-256 of the `size` bytes of `image`, in hex; None when `source` does not hold the same now.
+
+    It is read, not mapped: truncation would kill a mapping's reader.
+    """
+    whole = hashlib.sha256()
+    buffers = [bytearray(CHUNK), bytearray(CHUNK)]
+    for offset in range(0, size, CHUNK):
+        if size - offset < CHUNK:
+            buffers = [bytearray(size - offset), bytearray(size - offset)]
+        for fd, buffer in zip((image, source), buffers, strict=True):
+            if os.preadv(fd, [buffer], offset) != len(buffer):
+                return None
+        if buffers[0] != buffers[1]:
+            return None
+        whole.update(buffers[0])
+    return whole.hexdigest()
+
+
+def see_program(fd: int, size: int, path: bytes) -> None:
+    """SafetyViolation when the copied bytes are no program for this machine: they were judged to be one."""
+    if problem := elf.fault(fd, size):
+        raise SafetyViolation(
+            "the copied bytes are no program",
+            step="Stage",
+            path=path,
+            observed=problem,
+            expected="an ELF executable",
+        )
 
 
 def sha256(fd: int, size: int) -> str:
     """SHA-256 of the first `size` bytes behind `fd`, in hex."""
-    with mmap.mmap(fd, size, prot=mmap.PROT_READ) as view:
-        return hashlib.sha256(view).hexdigest()
+    whole, buffer = hashlib.sha256(), bytearray(CHUNK)
+    with memoryview(buffer) as view:
+        offset = 0
+        while offset < size and (count := os.preadv(fd, [buffer], offset)):
+            count = min(count, size - offset)
+            whole.update(view[:count])
+            offset += count
+    return whole.hexdigest()
+
+
+def named(judged: Judged) -> dict[str, JudgedFile]:
+    """The judged files, by the name that each has in the set: `runsc`, `gvisor-bin/NAME`."""
+    side = {"gvisor-bin/" + os.fsdecode(os.path.basename(file.path)): file for file in judged.side}
+    return {"runsc": judged.runsc, **side}
+
+
+def see_pinned(judged: Judged, digests: Mapping[str, str]) -> None:
+    """PinMismatch when these are not the files that the pin names."""
+    if judged.pin is not None and (found := set_digest(digests)) != judged.pin:
+        side = f" with {', '.join(sorted(set(digests) - {'runsc'}))} beside it" if len(digests) > 1 else ""
+        raise PinMismatch(
+            "not the pinned runsc",
+            step="Stage",
+            path=judged.runsc.path,
+            observed=found + side,
+            expected=judged.pin,
+            **(
+                {"hint": "a pin names runsc and all that it executes: `nucleus-gvisor doctor` prints it"}
+                if side
+                else {}
+            ),
+        )
 
 
 def seal_all(judged: Judged) -> dict[str, Sealed]:
     """Every judged file sealed, by the name that it has in the set; PinMismatch when runsc is not the pinned one."""
     held: dict[str, Sealed] = {}
     try:
-        for file in judged.files:
-            name = "runsc" if file is judged.runsc else "gvisor-bin/" + os.fsdecode(os.path.basename(file.path))
+        for name, file in named(judged).items():
             held[name] = sealed(file)
-        if judged.pin is not None and held["runsc"].sha256 != judged.pin:
-            raise PinMismatch(
-                "not the pinned runsc",
-                step="Stage",
-                path=judged.runsc.path,
-                observed=held["runsc"].sha256,
-                expected=judged.pin,
-            )
+        see_pinned(judged, {name: item.sha256 for name, item in held.items()})
         return held
     except BaseException:
         close(held)
@@ -218,11 +280,17 @@ def close(held: dict[str, Sealed]) -> None:
             linux.close(item.fd)
 
 
-def stage(method: str, judged: Judged, held: dict[str, Sealed], container: int, path: bytes) -> Staged:
+def stage(
+    method: str, judged: Judged, held: dict[str, Sealed], container: int, path: bytes, *, kept: "Kept | None" = None
+) -> Staged:
     """What will be executed, staged by `method`; `container` is the container's directory, at `path`.
 
-    Spec: GVisorRuntime!StageSealed, StageSet, StageCopy, StageStore.
+    Spec: GVisorRuntime!StageSealed, StageSet, StageCopy, StageStore, StageKept.
     """
+    if kept is not None:
+        files = {name: file.fd for name, file in kept.files.items()}
+        bound = {name: (file.path, file.snapshot.numbers, "kept") for name, file in kept.files.items()}
+        return Staged({"runsc": files["runsc"]}, kept.digests, method, tuple(files.values()), bound=bound)
     images = {name: item.fd for name, item in held.items()}
     digests = {name: item.sha256 for name, item in held.items()}
     owned = tuple(images.values())
@@ -241,6 +309,7 @@ def _copy(held: dict[str, Sealed], digests: dict[str, str], container: int, path
     name = b"stage-" + secrets.token_hex(16).encode()
     directory = path + b"/exec-allow/" + name
     stage_fd = image = -1
+    bound: dict[str, tuple[bytes, tuple[int, ...], str]] = {}
     try:
         with calls("Stage", directory):
             make_directory(allow, name)
@@ -258,6 +327,7 @@ def _copy(held: dict[str, Sealed], digests: dict[str, str], container: int, path
             if "/" in target and not exists(stage_fd, "gvisor-bin"):
                 make_directory(stage_fd, "gvisor-bin")
             fd = _write_copy(item, stage_fd, target, directory)
+            bound[target] = (directory + b"/" + target.encode(), Snapshot.of(fd).numbers, "changed")
             if target == "runsc":
                 image = fd
             else:
@@ -271,7 +341,8 @@ def _copy(held: dict[str, Sealed], digests: dict[str, str], container: int, path
         if stage_fd >= 0:
             linux.close(stage_fd)
     close(held)
-    return Staged({"runsc": image}, digests, "copy", (image,), directory)
+    # runsc alone is executed by its descriptor; with others, they have to be beside it wherever it is confined.
+    return Staged({"runsc": image}, digests, "copy", (image,), directory, bound if len(bound) > 1 else {})
 
 
 def _write_copy(item: Sealed, parent: int, name: str, directory: bytes) -> int:

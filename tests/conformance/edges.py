@@ -30,6 +30,10 @@ CONFINED_FIRST = "the binary is asked where it is confined, so the confinement c
 NOT_FOUND_OUT = (
     Known("FailNotFound", LIMITS_FIRST, {"request": False}),
     Known("FailUntrusted", LIMITS_FIRST, {"request": False}),
+    *(
+        Known(action, LIMITS_FIRST, {"request": True, "enforcement": "best_effort", "method": "kept"})
+        for action in ("FailNotFound", "FailUntrusted")
+    ),
     Known("FailBusy", BASE_FIRST, {"base": "hostile"}),
     Known("FailBundle", BASE_FIRST, {"base": "hostile"}),
     Known("FailBundle", "the lock is taken before the bundle is read", {"lock": "theirs"}),

@@ -25,6 +25,7 @@ from nucleus_gvisor.model import errors
 from nucleus_gvisor.model.conformance import Refused, Unsupported, one_of
 from nucleus_gvisor.model.errors import LaunchError
 from nucleus_gvisor.model.facts import Facts
+from nucleus_gvisor.model.guards import RequestSound
 from nucleus_gvisor.model.replay import judge
 from nucleus_gvisor.model.states import PATH, LaunchState
 from nucleus_gvisor.model.table import CONFINE, ROWS, STAGE
@@ -191,6 +192,7 @@ class RealDriver:
         self.world = World(self._site, self._binary, facts, self._other)
         self._facts, self._state, self._cause, self._guest = facts, S.UNRESOLVED, "none", "none"
         self._digests: dict[tuple[int, int, int], str] = {}
+        self._swapped = False
         self.proof: dict[str, Any] = {}
         self._start()
         if facts.pin != "none":
@@ -220,6 +222,7 @@ class RealDriver:
                 raise AssertionError(f"{action} has no effect")
         elif action not in ("RefuseExecve", "BreakCall"):
             world.strike(action)
+            self._swapped |= action == "SwapKept" and self._state is S.STAGED
             return
         world.history.append(action)
 
@@ -274,7 +277,7 @@ class RealDriver:
             stage=f.method,  # type: ignore[arg-type]
             program=f.program,  # type: ignore[arg-type]
             platform="auto",  # type: ignore[arg-type]
-            pin=None if f.pin == "none" else self._world.digest,
+            pin=None if f.pin == "none" else self._world.pin,
             artifact_base=self._world.base,
             runsc_rootless=True,  # unconfined, an older release needs it; confined, it is rootless in any case
             ignore_cgroups=True,
@@ -289,6 +292,7 @@ class RealDriver:
         if pid == 0:
             try:
                 linux.close_all_but({theirs.fileno(), guest_in, guest_out, log})
+                os.environ["NUCLEUS_GVISOR_CACHE"] = os.fspath(self._world.cache)
                 stage_step._kept.clear()  # what the test's own process has kept is closed here
                 launch = Launch(
                     CONTAINER,
@@ -379,7 +383,7 @@ class RealDriver:
         fault = ""
         if action in ("FailFault", "FailDirty"):
             # These are found out before anything is opened; an interrupt comes before them.
-            sooner = {"MalformRequest", "RewriteInPlace"} & set(world.history)
+            sooner = {"MalformRequest", "RewriteInPlace"} & set(world.history) or not RequestSound(self._facts)
             incompatible = self._state is S.STAGED and not self._compatible
             fault = "interrupted" if sooner or incompatible else world.choose("no descriptors", "interrupted")
         if action == "FailDirty":
@@ -397,7 +401,7 @@ class RealDriver:
     def _refuse_execve(self) -> None:
         """The image loses its right to be executed, or the child that is to execute it its life."""
         world, child = self._world, self.child()
-        way = "kill" if self._facts.method == "set" else world.choose("mode", "kill")
+        way = "kill" if self._facts.method in ("set", "kept") else world.choose("mode", "kill")
         if way == "kill":
             pidfd = os.pidfd_open(child)
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -418,6 +422,10 @@ class RealDriver:
         compatible = self._compatible
         denied = ("DenyLandlock" if f.confinement == "landlock" else "DenyUserns") in struck
         match action:
+            case "FailRequest":
+                return "MalformRequest" in struck or not RequestSound(f)
+            case "FailKept":
+                return self._swapped
             case "FailSpace":
                 return "FillDisk" in struck and f.method == "copy"
             case "FailIncompatible":
@@ -496,12 +504,17 @@ class RealDriver:
         folder = f"/proc/{self._pid}/fd"
         return [Path(folder, str(fd)) for fd, _, name in descriptors if name.startswith("/memfd:runsc")]
 
-    def _staged(self, descriptors: Sequence[Descriptor]) -> str:
+    def _staged(self, descriptors: Sequence[Descriptor]) -> object:
         """The bytes that the launcher holds where nobody can change them, or in its own directory."""
         images = self._memfds(descriptors)
         if self._facts.method == "copy":
             copies = [os.fspath(stage / "runsc") for stage in self._world.stages]
             images = [Path(name) for _, _, name in descriptors if name in copies]
+        elif self._facts.method == "kept":
+            place = os.fspath(self._world.cache / "sets")
+            images = [Path(f"/proc/{self._pid}/fd/{fd}") for fd, _, name in descriptors if name.startswith(place)]
+            if images and self._swapped:  # the very bytes that are held may have been written to
+                return one_of("trusted", "rewritten")
         if not images:
             return "nothing"
         # Of a set, one is runsc.
@@ -604,7 +617,6 @@ _FILTERS = {
     "LeakConfinement": "break_promises",
 }
 _TWINS = {
-    "FailRequest": "MalformRequest",
     "FailNotFound": "RemoveBinary",
     "FailUntrusted": "SwapBinary",
     "FailBase": "SpoilBase",
@@ -612,6 +624,7 @@ _TWINS = {
     "FailBusy": "OtherTakesLock",
     "FailChanged": "RewriteInPlace",
     "FailPin": "OtherRelease",
+    "FailCache": "OpenCache",
     "FailUnfit": "Impostor",
     "FailExec": "RefuseExecve",
     "FailFault": "BreakCall",

@@ -16,7 +16,8 @@ import pytest
 from nucleus_gvisor.model import conformance as c
 from nucleus_gvisor.model.errors import ChildDied
 from nucleus_gvisor.model.table import ROWS
-from nucleus_gvisor.runtime import _child, cleanup, paths, runsc
+from nucleus_gvisor.runtime import _child, cleanup, kept, paths, runsc
+from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.steps import confine, resolve, stage
 from tests.conformance.edges import NOT_FOUND_OUT, graph, known
 from tests.conformance.real import RealDriver
@@ -171,6 +172,20 @@ def without_removal(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(cleanup.Place, "remove", nothing)
 
 
+def without_comparison(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(_child, "_compare", lambda *_: None)
+    patch.setattr(_child, "_reopen", lambda path, _: os.open(path, os.O_PATH | os.O_CLOEXEC))
+
+
+def without_private_cache(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(kept, "_open", lambda path, _, **__: linux.open(path, os.O_RDONLY))
+
+
+def without_manifest(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(kept, "_is_plain", lambda *_: True)
+    patch.setattr(resolve.Snapshot, "__eq__", lambda *_: True)
+
+
 NAMESPACES = {"user": "user", "mnt": "mount"}
 
 
@@ -186,6 +201,9 @@ NAMESPACES = {"user": "user", "mnt": "mount"}
         (without_questions, "FailUnfit"),
         (without_compatibility, "FailIncompatible"),
         (without_removal, "FailExec"),
+        (without_comparison, "FailKept"),
+        (without_private_cache, "FailCache"),
+        (without_manifest, "StageKept"),
     ],
 )
 def test_a_missing_check_is_found(

@@ -11,6 +11,7 @@ import mmap
 import os
 import shutil
 import socket
+import stat
 import subprocess
 import time
 import zlib
@@ -21,8 +22,11 @@ from pathlib import Path
 
 from nucleus_gvisor.model.conformance import Unsupported, one_of
 from nucleus_gvisor.model.facts import Facts
+from nucleus_gvisor.model.record import set_digest
+from nucleus_gvisor.runtime import kept
 from nucleus_gvisor.runtime.bundle import OciBundle
 from nucleus_gvisor.runtime.cleanup import owner_line
+from nucleus_gvisor.runtime.steps.resolve import Snapshot
 from tests.conformance import kernel
 from tests.support.places import private_directory
 
@@ -166,6 +170,18 @@ class World:
     def directory(self) -> Path:
         """The container's directory, as launchers name it."""
         return self.base / CONTAINER
+
+    @property
+    def pin(self) -> str:
+        """What names the bytes that were installed, those beside runsc as well."""
+        side = self.home / "bin/gvisor-bin/side"
+        beside = {"gvisor-bin/side": digest(side)} if side.exists() else {}
+        return set_digest({"runsc": self.digest, **beside})
+
+    @property
+    def cache(self) -> Path:
+        """Where the launcher is told to keep things; not on the disk that is filled."""
+        return self.site.host / "cache"
 
     @property
     def stages(self) -> list[Path]:
@@ -330,6 +346,42 @@ class World:
         with open(self.site.disk / "filler", "wb") as file:
             os.posix_fallocate(file.fileno(), 0, now.f_bavail * now.f_bsize - ROOM)
 
+    def _OpenCache(self) -> None:
+        self.cache.mkdir(mode=0o700, exist_ok=True)
+        if self.choose("loose", "foreign") == "loose":
+            self.cache.chmod(0o777)
+        else:
+            os.chown(self.cache, STRANGER, STRANGER)
+
+    def _SwapKept(self) -> None:
+        """Where nothing is kept yet, something else lies there under the digest that it will have."""
+        name = digest(self.release)
+        folder = self.cache / "sets" / name
+        file = folder / "runsc"
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            (self.cache / "sources").mkdir()
+            now = Snapshot.of_status(os.stat(self.release))
+            (self.cache / "sources" / kept.key({"runsc": now})).write_text(name)
+            (folder / "manifest").write_text(json.dumps({"runsc": [name, *now.numbers]}))
+            self._install(self.site.standin, "planted", file)
+            file.chmod(kept.MODE)
+            return
+        way = self.choose("rename", "rewrite", "link", "mode", "foreign")
+        if way == "rename":
+            self._install(self.site.standin, "swapped", folder / "new")
+            (folder / "new").chmod(kept.MODE)
+            (folder / "new").rename(file)
+        elif way == "rewrite":
+            with open(file, "r+b") as opened:
+                opened.write(b"\x7fELF, and not")
+        elif way == "link":
+            os.link(file, folder / "another")
+        elif way == "mode":
+            file.chmod(0o755)
+        else:
+            os.chown(file, STRANGER, STRANGER)
+
     # ---- what can be seen ----
 
     def judged(self) -> None:
@@ -345,6 +397,7 @@ class World:
             "fit": not self.site.mood.spoilt,
             "base": self._look_at_base(),
             "bundle": self._look_at_bundle(),
+            "cache": self._look_at_cache(),
             "space": self._room() > os.stat(self.release).st_size,
             "residue": self.residue(),
         }
@@ -379,6 +432,19 @@ class World:
             return "hostile"
         # An empty base that is private shows nothing of this container.
         return "private" if self.directory.is_dir() else one_of("absent", "private")
+
+    def _look_at_cache(self) -> str:
+        if not self.cache.exists():
+            return "private"
+        status = self.cache.stat()
+        if status.st_uid or status.st_mode & 0o022:
+            return "hostile"
+        for file in self.cache.glob("sets/*/runsc"):
+            status = file.stat()
+            plain = (status.st_uid, status.st_nlink, stat.S_IMODE(status.st_mode)) == (0, 1, kept.MODE)
+            if not plain or digest(file) != file.parent.name:
+                return "changed"
+        return "private"
 
     def _look_at_bundle(self) -> str:
         status = self.bundle.stat()

@@ -14,6 +14,7 @@ from typing import Any
 
 from tests.setup.provision import RUNSC_PLACES
 from tests.support.modes import NAMESPACE_MODE, Mode
+from tests.support.pins import pin_of
 
 STATES = ["Unresolved", "Resolved", "Prepared", "Staged", "Confined", "Exec'd"]
 READY = "ready"
@@ -37,7 +38,7 @@ class Caller:
 
     def chosen(self) -> list[str]:
         """The arguments that name the runsc; in a user namespace its owner has no id, and a pin stands for it."""
-        pin = ["--pin", digest(self.runsc)] if self.needs_pin else []
+        pin = ["--pin", pin_of(self.runsc)] if self.needs_pin else []
         return ["--runsc", os.fspath(self.runsc), *pin]
 
     @property
@@ -46,7 +47,7 @@ class Caller:
 
     @property
     def pin(self) -> str | None:
-        return digest(self.runsc) if self.needs_pin else None
+        return pin_of(self.runsc) if self.needs_pin else None
 
     def arguments(self, *flags: str | os.PathLike[str], command: Sequence[str] = ()) -> list[str]:
         """What follows the interpreter for `nucleus-gvisor run FLAGS -- COMMAND`."""

@@ -106,7 +106,7 @@ def test_launch_was_confined(mode: Mode, seen: Report, reports: dict[str, tuple[
     data = reports[mode.name][1]
     achieved = {name: data["achieved"][name] for name in ("confinement", "proved", "scope")}
     assert achieved == {"confinement": "mount-locked", "proved": True, "scope": "signals+abstract"}
-    assert seen["exe"].startswith("/memfd:runsc")
+    assert seen["exe"].endswith("/set/runsc") and seen["exe"].startswith(os.path.dirname(seen["env"]["TMPDIR"]))
     assert seen["argv"][:2] == ["runsc", "--root"]
 
 

@@ -40,7 +40,7 @@ def test_boot_messages_and_summary(caller: Caller) -> None:
     asked = {"confinement": "mount-locked", "enforcement": "required", "scope": "best_effort", "audit": "required"}
     assert data["requested"] == asked
     assert data["states"] == STATES
-    assert data["actions"] == ["Init", "Resolve", "Prepare", "StageSealed", "ConfineLocked", "Exec"]
+    assert data["actions"] == ["Init", "Resolve", "Prepare", "StageKept", "ConfineLocked", "Exec"]
     assert set(data["ms"]) == set(data["actions"]) and all(ms >= 0 for ms in data["ms"].values())
     assert (data["exit"], data["error"], data["runsc"]) == (0, None, os.fspath(caller.runsc))
     assert (caller.mode.base / "records").is_dir() and Path(data["record"]).is_relative_to(caller.mode.base)

@@ -3,7 +3,6 @@
 A test is about a weakness of the reference; `gvisor.rs:NNN` in it is where that lies.
 """
 
-import hashlib
 import json
 import os
 import stat
@@ -24,6 +23,7 @@ from tests.hostile.witness import Witness as Witness
 from tests.hostile.witness import is_run as is_run
 from tests.setup.provision import test_base
 from tests.support.modes import NAMESPACE_MODE, Mode
+from tests.support.pins import pin_of
 
 PROBES = Path(__file__).with_name("probes")
 DRIVER = Path(__file__).with_name("driver.py").read_text()
@@ -235,7 +235,7 @@ class Bench:
         assert self.mode is not None
         # Where root's files have no owner that could be told from anyone's.
         if self.mode.name == NAMESPACE_MODE and "pin" not in options:
-            options["pin"] = hashlib.sha256(self.runsc.read_bytes()).hexdigest()
+            options["pin"] = pin_of(self.runsc)
         return [self.mode.python, "-c", driver, json.dumps(given)]
 
     def drive(self, *, prefix: Sequence[str | Path] = (), popen: Mapping[str, Any] | None = None, **how: Any) -> Report:

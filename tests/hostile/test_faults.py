@@ -236,7 +236,7 @@ def test_no_room_for_all_of_a_set(bench: Bench) -> None:
         assert "No space" in str(error.observed)
 
 
-@pytest.mark.parametrize(("when", "where"), [("sendfile", 0), ("_same_bytes", 4096)])
+@pytest.mark.parametrize(("when", "where"), [("sendfile", 0), ("compared", 4096)])
 def test_a_write_that_leaves_no_time_is_found(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, when: str, where: int
 ) -> None:
@@ -263,7 +263,7 @@ def test_a_write_that_leaves_no_time_is_found(
 def test_an_action_that_was_not_asked_for_starts_nothing_that_stays(bench: Bench) -> None:
     """It is looked at before it is refused: the child that was made for the look ends with the next one."""
     forget_answers()
-    options = GVisorOciRunOptions(platform=Platform.AUTO, artifact_base=bench.artifacts)
+    options = GVisorOciRunOptions(platform=Platform.AUTO, artifact_base=bench.artifacts, stage=StageMethod.SEALED)
     with nothing_left(bench.artifacts):
         launch = Launch("job", OciBundle.build(["true"]), options, runsc_path=os.fsencode(bench.runsc))
         ledger = linux.ledger()

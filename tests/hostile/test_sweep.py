@@ -89,11 +89,16 @@ def test_what_cannot_be_looked_at_is_not_trusted(pool: Sequence[Worker]) -> None
 
 @contextmanager
 def spoilt(before: str) -> Iterator[list[Worker]]:
-    """A launcher that was broken on purpose."""
-    with sweep.workers(NAMES[0], 1, before=before) as made:
+    """A launcher that was broken on purpose, and seals its image."""
+    with sweep.workers(NAMES[0], 1, before=NOTHING_KEPT + before) as made:
         yield made
 
 
+NOTHING_KEPT = (
+    "from nucleus_gvisor.model.errors import StepFailed\nfrom nucleus_gvisor.runtime import kept\n"
+    "def provide(*_): raise StepFailed('nothing is kept')\n"
+    "kept.provide = provide\n"
+)
 STAGE = Fault("caller", "memfd_create", 3, "EMFILE")
 """Where the image is staged: the first two are for runsc's logs."""
 BREAKS = {

@@ -48,7 +48,7 @@ from nucleus_gvisor.model.errors import (
     TooBig,
     Untrusted,
 )
-from nucleus_gvisor.runtime import GVisorOciRunOptions, GVisorRuntime, OciBundle, Platform, _child, supervisor
+from nucleus_gvisor.runtime import GVisorOciRunOptions, GVisorRuntime, OciBundle, Platform, _child, kept, supervisor
 from nucleus_gvisor.runtime.cleanup import state_component
 from nucleus_gvisor.runtime.identity import Identity, parse_uid_map
 from nucleus_gvisor.runtime.options import Confinement, Enforcement, NetworkMode, Program, StageMethod
@@ -222,7 +222,7 @@ NIX_RUNSC = "/nix/store/gvisor/bin/runsc"
 @needs_root
 def test_weakness_04_a_store_binary_is_staged_like_any_other(bench: Bench, store: Path) -> None:
     """From a read-only store a sealed copy runs, not the file in place (gvisor.rs:467 stages nothing)."""
-    report = bench.drive_run(prefix=store_prefix(store, "ro"), runsc=NIX_RUNSC)
+    report = bench.drive_run(prefix=store_prefix(store, "ro"), runsc=NIX_RUNSC, options={"stage": "sealed"})
     assert report["exe"].startswith("/memfd:") and report["exe_seals"] & 15 == 15
 
 
@@ -266,7 +266,13 @@ def test_weakness_05_only_judging_makes_the_evidence(bench: Bench) -> None:
 
 # ---- 6: judged and used are one file ----
 
-SEAMS = [(prepare, "take_place"), (stage, "seal_all"), (stage, "stage"), (confine, "start"), (exec_, "in_child")]
+SEAMS = [(prepare, "take_place"), (stage, "seal_all"), (kept, "provide"), (kept, "still"), (stage, "stage"),
+         (confine, "start"), (exec_, "in_child")]  # fmt: skip
+
+
+def staged(name: str) -> dict[str, Any]:
+    """The way to stage that comes by the seam `name`."""
+    return {"stage": StageMethod.SEALED} if name == "seal_all" else {}
 
 
 @pytest.mark.parametrize(("module", "name"), SEAMS, ids=[name for _, name in SEAMS])
@@ -276,7 +282,7 @@ def test_weakness_06_a_swapped_path_does_not_run(
     """After the judgement the path may lead anywhere: the judged bytes run (gvisor.rs:834 opens it again)."""
     forged = bench.install(bench.base / "forged", brand="forged")
     before_call(monkeypatch, module, name, lambda: put(bench.runsc, forged))
-    genuine_or_changed(bench)
+    genuine_or_changed(bench, **staged(name))
     bench.launch(brand="forged")  # the contrast: the swap took place, and a new launch judges what lies there now
 
 
@@ -361,7 +367,7 @@ def test_weakness_08_a_wrapper_is_judged_before_it_is_read(bench: Bench) -> None
     assert bench.refuse(Untrusted).path == os.fsencode(script)
     os.chown(script, 0, 0)
     # The contrast: a sound wrapper leads to its target, which is judged as well.
-    assert bench.launch(brand="payload")["exe"].startswith("/memfd:")
+    assert bench.launch(brand="payload")["exe"].endswith("/set/runsc")
     payload.chmod(0o777)
     assert bench.refuse(Untrusted).path == os.fsencode(payload)
 
@@ -719,7 +725,7 @@ def test_weakness_17_a_change_during_the_copy_is_found(
     time.sleep(0.02)  # more than the clock's tick between the file's own making and its change
     stage.forget()
     monkeypatch.setattr(os, "sendfile", sendfile)
-    error = bench.refuse(Changed)
+    error = bench.refuse(Changed, stage=StageMethod.SEALED)
     assert error.path == os.fsencode(bench.runsc) and len(seen) >= 2
     monkeypatch.undo()
     bench.install()
@@ -730,12 +736,15 @@ def test_weakness_17_a_change_during_the_copy_is_found(
 def test_weakness_17_a_change_after_the_judgement_is_found(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]
 ) -> None:
-    """It is the same when it changes before the copy, also when a sealed copy is there from an earlier launch."""
+    """It is the same when it changes before the copy, also when a sealed or kept copy is there from another launch."""
     time.sleep(0.02)
-    with bench.spawn(id="earlier"):
-        pass
-    before_call(monkeypatch, stage, "seal_all", lambda: change(bench.runsc))
-    bench.refuse(Changed)
+    for method, module, seam in ((StageMethod.SEALED, stage, "seal_all"), (StageMethod.KEPT, kept, "provide")):
+        with bench.spawn(id="earlier", stage=method):
+            pass
+        with monkeypatch.context() as patch:
+            before_call(patch, module, seam, lambda: change(bench.runsc))
+            bench.refuse(Changed, stage=method)
+        bench.install()
 
 
 @pytest.mark.parametrize("change", [Path.unlink, lambda path: path.rename(path.with_name("moved"))])
@@ -745,7 +754,7 @@ def test_weakness_17_removal_during_the_copy_does_no_harm(
     """A file that only loses its name, as when a package is replaced, is still the judged one."""
     time.sleep(0.02)
     before_call(monkeypatch, os, "sendfile", lambda: change(bench.runsc))
-    bench.launch()
+    bench.launch(stage=StageMethod.SEALED)
 
 
 ELF = Path("/bin/true").read_bytes()
@@ -778,7 +787,7 @@ def test_weakness_19_what_is_no_program_is_not_staged(bench: Bench, kind: str) -
 
 
 @pytest.mark.parametrize("threads", [False, True])
-@pytest.mark.parametrize("method", [StageMethod.SEALED, StageMethod.SET, StageMethod.COPY])
+@pytest.mark.parametrize("method", [StageMethod.SEALED, StageMethod.SET, StageMethod.COPY, StageMethod.KEPT])
 def test_weakness_20_no_launch_leaves_a_copy(bench: Bench, method: StageMethod, threads: bool) -> None:
     """Whatever the method, disk, descriptors, mounts and processes are as before when the guest has ended."""
     with threaded() if threads else nothing_left(bench.artifacts):
@@ -786,7 +795,7 @@ def test_weakness_20_no_launch_leaves_a_copy(bench: Bench, method: StageMethod, 
             bench.launch(stage=method)
 
 
-@pytest.mark.parametrize("method", [StageMethod.SEALED, StageMethod.SET, StageMethod.COPY])
+@pytest.mark.parametrize("method", [StageMethod.SEALED, StageMethod.SET, StageMethod.COPY, StageMethod.KEPT])
 def test_weakness_20_no_failed_launch_leaves_a_copy(bench: Bench, method: StageMethod) -> None:
     """A launch that fails when all has been staged unmakes it, and the id is free again."""
     liar = bench.install(bench.base / "liar", brand="other")
@@ -898,7 +907,7 @@ def test_weakness_22_a_file_size_limit_does_not_kill(bench: Bench, method: str) 
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("method", [StageMethod.SEALED, StageMethod.SET, StageMethod.COPY])
+@pytest.mark.parametrize("method", [StageMethod.SEALED, StageMethod.SET, StageMethod.COPY, StageMethod.KEPT])
 def test_weakness_23_real_runsc_runs_from_every_stage(bench: Bench, release: Release, method: StageMethod) -> None:
     """runsc re-executes itself as nobody: what is staged has mode 0555, not 0500 (gvisor.rs:859)."""
     reader, writer = os.pipe()
@@ -912,7 +921,7 @@ def test_weakness_23_real_runsc_runs_from_every_stage(bench: Bench, release: Rel
         assert output.read() == "hello\n"
 
 
-@pytest.mark.parametrize("method", [StageMethod.SEALED, StageMethod.SET, StageMethod.COPY])
+@pytest.mark.parametrize("method", [StageMethod.SEALED, StageMethod.SET, StageMethod.COPY, StageMethod.KEPT])
 def test_weakness_23_the_staged_mode_is_0555(bench: Bench, method: StageMethod) -> None:
     """The image is readable and executable by all, and writable by none, from inside as well."""
     report = bench.launch(stage=method)
@@ -1398,7 +1407,7 @@ def test_weakness_35_the_sealed_bytes_are_asked(bench: Bench, monkeypatch: pytes
     reports = bench.witness.reports()
     assert asked(reports) == ["--version", "create", "flags"]  # one is the trial, whether it needs --rootless
     for report in reports:
-        assert report["brand"].startswith("genuine") and report["exe"].startswith("/memfd:")
+        assert report["brand"].startswith("genuine") and report["exe"].endswith("/set/runsc")
         assert set(variables(report)) == SIX and set(opened(report)) == {"0", "1", "2"}
         assert report["cwd"] == "/" and status(report, "NoNewPrivs") == "1"
         assert int(status(report, "SigIgn"), 16) == 0 and int(status(report, "SigBlk"), 16) == 0
@@ -1509,7 +1518,7 @@ def test_weakness_36_runsc_reads_a_private_copy(
     folder = write_bundle(bench.base / "bundle")
     hooks = {"prestart": [{"path": str(bench.runsc)}]}
     before_call(monkeypatch, module, name, lambda: write_bundle(folder, process={"args": ["evil"]}, hooks=hooks))
-    report = bench.launch(bundle=folder)
+    report = bench.launch(bundle=folder, **staged(name))
     config = json.loads(report["config"])
     assert config["process"]["args"] == ["true"] and "hooks" not in config
     assert not report["argv"][report["argv"].index("--bundle") + 1].startswith(str(folder))
@@ -1619,7 +1628,7 @@ def test_weakness_39_a_binary_open_for_writing_can_be_launched(bench: Bench) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [StageMethod.SEALED, StageMethod.SET, StageMethod.COPY])
+@pytest.mark.parametrize("method", [StageMethod.SEALED, StageMethod.SET, StageMethod.COPY, StageMethod.KEPT])
 def test_weakness_39_threads_that_fork_do_not_disturb(bench: Bench, method: StageMethod) -> None:
     """Launches from threads, while others start programs all the time, all run."""
     end = threading.Event()
@@ -1703,7 +1712,7 @@ def test_weakness_40_different_ids_all_run(bench: Bench) -> None:
     assert codes == [0] * 20 and len(runs(bench.witness.reports())) == 20 and files(bench.artifacts) == []
 
 
-@pytest.mark.parametrize("method", [StageMethod.SEALED, StageMethod.SET, StageMethod.COPY])
+@pytest.mark.parametrize("method", [StageMethod.SEALED, StageMethod.SET, StageMethod.COPY, StageMethod.KEPT])
 def test_weakness_40_a_stale_binary_is_not_executed(bench: Bench, method: StageMethod) -> None:
     """What lies in the container's directory from earlier is removed, never used."""
     bench.launch()
@@ -1728,7 +1737,7 @@ def test_weakness_41_no_name_comes_from_the_clock(bench: Bench, monkeypatch: pyt
     assert len(set(names)) == 3
     for name in names:
         assert re.fullmatch(r"stage-[0-9a-f]{32}", Path(name).parent.name)
-    assert bench.launch()["exe"].startswith("/memfd:")
+    assert bench.launch(stage=StageMethod.SEALED)["exe"].startswith("/memfd:")
 
 
 # ---- 42: privilege ----

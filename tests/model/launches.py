@@ -13,7 +13,8 @@ from nucleus_gvisor.model.record import GENESIS, TransitionRecord, parse_all
 from nucleus_gvisor.model.states import PATH, LaunchState
 
 UNDER_WAY = PATH[:-1]
-STAGING = {"sealed": "StageSealed", "set": "StageSet", "copy": "StageCopy", "store": "StageStore"}
+STAGING = {"sealed": "StageSealed", "set": "StageSet", "copy": "StageCopy", "store": "StageStore",
+           "kept": "StageKept"}  # fmt: skip
 CONFINING = {"mount-locked": "ConfineLocked", "landlock": "ConfineLandlock"}
 Hook = Callable[[str], Mapping[str, object] | None]
 Moment = tuple[LaunchState, Facts, tuple[TransitionRecord, ...]]
@@ -61,11 +62,14 @@ def moment(machine: LaunchMachine) -> Moment:
 
 
 def every_option() -> Iterator[dict[str, Any]]:
-    """All that can be asked for."""
+    """All that can be asked for: what is kept, by launches that must be locked."""
     names = ("enforcement", "confinement", "method", "program")
     domains = [sorted(str(value) for value in DOMAINS[name]) for name in names]
     for values in itertools.product(*domains, ("none", "match")):
-        yield dict(zip((*names, "pin"), values, strict=True))
+        options = dict(zip((*names, "pin"), values, strict=True))
+        locked = (options["enforcement"], options["confinement"]) == ("required", "mount-locked")
+        if locked or options["method"] != "kept":
+            yield options
 
 
 def can_run(options: Mapping[str, str]) -> bool:
@@ -96,6 +100,8 @@ FITTING: dict[str, dict[str, Any]] = {
     "incompatible": {"confinement": "landlock", "program": "runsc"},
     "pin_mismatch": {"pin": "match"},
     "no_space": {"method": "copy"},
+    "untrusted_cache": {"method": "kept"},
+    "kept_changed": {"method": "kept"},
 }
 """Options without which a cause cannot come about."""
 

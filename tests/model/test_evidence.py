@@ -32,6 +32,7 @@ def refused(facts: Facts) -> str:
     "lacking",
     [
         {"staged": "rewritten"}, {"staged": "nothing"}, {"lock": "free"}, {"lock": "theirs"}, {"fit": False},
+        {"method": "kept", "cache": "changed"},
         {"proved": False}, {"confined": "none"}, {"confined": "landlock"},
     ],
     ids=str,

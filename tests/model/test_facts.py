@@ -95,6 +95,12 @@ CAUSES = {str(cause) for cause in DOMAINS["cause"]} - {"none"}
         ({**RAN, "method": "copy"}, "ExecMeansAllWasWell"),
         ({**RAN, "residue": frozenset({"directory", "stage"})}, "ExecMeansAllWasWell"),
         ({**COPIED, "space": False}, "ExecMeansAllWasWell"),
+        ({**RAN, "method": "kept", "cache": "changed"}, "ExecMeansAllWasWell"),
+        ({**RAN, "method": "kept", "confined": "none", "proved": False}, "ExecMeansAllWasWell"),
+        ({"state": S.FAILED, "cause": "untrusted_cache", "cache": "hostile"}, "CauseIsTrue"),
+        ({"state": S.FAILED, "cause": "untrusted_cache", "method": "kept"}, "CauseIsTrue"),
+        ({"state": S.FAILED, "cause": "kept_changed", "cache": "changed"}, "CauseIsTrue"),
+        ({"state": S.FAILED, "cause": "kept_changed", "method": "kept"}, "CauseIsTrue"),
         ({**RAN, "enforcement": "off"}, "ConfinedMeansHostCan"),
         ({**RAN, "confinement": "landlock"}, "ConfinedMeansHostCan"),
         ({**RAN, "holds": False}, "ConfinedMeansHostCan"),
@@ -145,6 +151,7 @@ def test_each_invariant_can_fail(changes: dict[str, Any], law: str) -> None:
         ({"lock": "theirs"}, {"lock": "theirs", "residue": frozenset({"directory"})}, "LockIsRespected"),
         ({"base": "hostile"}, {"base": "private"}, "BaseIsRespected"),
         ({"base": "hostile"}, {"base": "hostile", "residue": frozenset({"directory"})}, "BaseIsRespected"),
+        ({"cache": "hostile"}, {"cache": "private"}, "BaseIsRespected"),
     ],
     ids=str,
 )
@@ -152,6 +159,7 @@ def test_each_action_property_can_fail(before: dict[str, Any], after: dict[str, 
     """For each there is a step that it, by name, forbids; to stay as one was is always allowed."""
     f, g = replace(Facts(), **before), replace(Facts(), **after)
     assert law in violated(f, g)
+    assert invariants.BaseIsRespected(Facts(), replace(Facts(), cache="hostile")) and invariants.BaseIsRespected(g, g)
     assert not [stays.__name__ for stays in STEPS if not stays(f, f)]
 
 
@@ -251,3 +259,15 @@ def test_facts_of_a_launch_are_never_beyond_their_types() -> None:
     for state in PATH:
         facts = launch(state).facts
         assert type_ok(facts) and not [holds.__name__ for holds in INVARIANTS if not holds(facts)]
+
+
+def test_what_is_kept_is_for_launches_that_are_locked() -> None:
+    """They alone may ask for it, and no other launch is touched by what becomes of the cache."""
+    for enforcement in DOMAINS["enforcement"]:
+        for confinement in DOMAINS["confinement"]:
+            asked = replace(Facts(), method="kept", enforcement=str(enforcement), confinement=str(confinement))
+            assert guards.RequestSound(asked) is ((enforcement, confinement) == ("required", "mount-locked"))
+    for cache in ("hostile", "changed"):
+        other = replace(Facts(), state=S.CONFINED, staged="trusted", cache=cache)
+        assert guards.CacheSound(other) and guards.KeptUnchanged(other)
+        assert ROWS["Exec"].after(other).image == "trusted"

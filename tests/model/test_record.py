@@ -1,5 +1,6 @@
 """Record files: written in one form only, and rejected when a single bit is another."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -10,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nucleus_gvisor.model.errors import LaunchError, RecordRejected
-from nucleus_gvisor.model.record import GENESIS, MAX_LINE, TransitionRecord, claims, parse, parse_all
+from nucleus_gvisor.model.record import GENESIS, MAX_LINE, TransitionRecord, claims, parse, parse_all, set_digest
 from nucleus_gvisor.model.replay import complete, fold
 from nucleus_gvisor.model.states import LaunchState
 from tests.model.launches import Counted, launch, plain, sealed, text_of
@@ -51,6 +52,8 @@ def rejected(text: bytes) -> str:
 
 
 DIGEST, OTHER = "5f" * 32, "60" * 32
+SET = hashlib.sha256(f"{OTHER}  gvisor-bin/x\n{DIGEST}  runsc\n".encode()).hexdigest()
+"""What `sha256sum gvisor-bin/x runsc | sha256sum` prints."""
 
 
 @pytest.mark.parametrize(
@@ -69,6 +72,11 @@ DIGEST, OTHER = "5f" * 32, "60" * 32
         ("Exec", {"pin": DIGEST, "sha256": DIGEST, "digests": {"runsc": DIGEST}}, {"pin": "match"}),
         ("Exec", {"pin": DIGEST, "digests": {"runsc": OTHER}}, {"pin": "mismatch"}),
         ("Exec", {"pin": DIGEST, "sha256": DIGEST, "digests": {"runsc": OTHER}}, {"pin": "two digests of one file"}),
+        ("Exec", {"pin": DIGEST, "sha256": DIGEST, "set": OTHER}, {"pin": "two digests of one file"}),
+        ("Exec", {"pin": SET, "digests": {"runsc": DIGEST, "gvisor-bin/x": OTHER}, "set": SET}, {"pin": "match"}),
+        ("Exec", {"pin": DIGEST, "digests": {"runsc": DIGEST, "gvisor-bin/x": OTHER}}, {"pin": "mismatch"}),
+        ("Exec", {"sha256": DIGEST}, {}),
+        ("Exec", {"pin": DIGEST}, {}),
     ],
 )
 def test_what_evidence_says_of_variables(action: str, evidence: dict[str, object], said: dict[str, object]) -> None:
@@ -420,3 +428,10 @@ def test_no_data_does_more_than_be_rejected(
         fold(parse_all(text))
     except LaunchError as error:
         assert isinstance(error, RecordRejected) and "\n" not in str(error)
+
+
+def test_what_a_pin_names() -> None:
+    """runsc's own digest, or that of the lines which sha256sum prints of all files, sorted by name."""
+    assert set_digest({"runsc": DIGEST}) == DIGEST
+    both = {"runsc": DIGEST, "gvisor-bin/x": OTHER}
+    assert set_digest(both) == SET == set_digest(dict(reversed(both.items())))

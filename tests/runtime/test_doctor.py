@@ -47,7 +47,7 @@ SCHEMA = {
         "launch": {"type": "boolean"},
         "blockers": {"type": "array", "items": {"enum": list(doctor._CHECKS)}},
         "confinement": {"enum": ["mount-locked", None]},
-        "stage": {"enum": ["sealed", "set", None]},
+        "stage": {"enum": ["kept", "sealed", "set", None]},
         "platform": MAYBE,
         "checks": {"type": "array", "minItems": len(doctor._CHECKS), "maxItems": len(doctor._CHECKS), "items": CHECK},
     },
@@ -283,15 +283,20 @@ def test_the_pin(modes: dict[str, Mode]) -> None:
     assert "SHA-256" in ask(mode, "--pin", "junk").blocked_by("runsc")["cause"]
 
 
-def test_side_binaries_choose_the_set(base: Path, runsc_old: Path) -> None:
-    """A runsc with gvisor-bin beside it is staged as a set, and asked from it."""
+def test_side_binaries_belong_to_the_set(base: Path, runsc_old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A runsc with gvisor-bin beside it is kept, or staged as a set, and asked from it; the pin is of all of it."""
     (base / "gvisor-bin").mkdir(mode=0o755)
     shutil.copy(runsc_old, base / "runsc")
     shutil.copy("/bin/true", base / "gvisor-bin" / "side")
     report = doctor.examine(runsc_path=base / "runsc", base=base)
-    assert report.stage == "set"
+    assert report.stage == "kept"
     assert set(report["runsc"].details["digests"]) == {"runsc", "gvisor-bin/side"}
     assert report.launch, report.blockers
+    pin = report["runsc"].details["pin"]
+    assert doctor.examine(runsc_path=base / "runsc", base=base, pin=pin)["runsc"].details["pin"] == pin
+    assert pin not in report["runsc"].details["digests"].values()
+    monkeypatch.setenv("NUCLEUS_GVISOR_CACHE", "/tmp")
+    assert doctor.examine(runsc_path=base / "runsc", base=base).stage == "set"
 
 
 # ---- the artifact base ----

@@ -337,7 +337,9 @@ def test_the_plan_is_true_on_disk(mode: Mode) -> None:
 def test_the_image_is_the_one_that_runs(modes: dict[str, Mode]) -> None:
     """The digest in the plan is the one in the record of the launch."""
     mode = modes["user"]
-    (told,) = [o["detail"].split()[1] for o in explained(mode, "--", "true") if o["call"] == "sha256"]
+    (told,) = [
+        o["detail"].split()[1] for o in explained(mode, "--stage", "sealed", "--", "true") if o["call"] == "sha256"
+    ]
     launch = json.loads(mode.cli("run", "--json", "--", "true").stdout)
     assert launch["digests"]["runsc"] == told
 
@@ -558,13 +560,17 @@ def test_landlock_around_a_plain_program(base: Path) -> None:
 
 
 def test_side_binaries(base: Path, runsc_old: Path) -> None:
-    """With gvisor-bin beside runsc, auto takes the set, and each file is sealed and written to its tmpfs."""
+    """With gvisor-bin beside runsc, each file of a set is sealed and written to its tmpfs; auto binds what is kept."""
     (base / "gvisor-bin").mkdir(mode=0o755)
     shutil.copy(runsc_old, base / "runsc")
     shutil.copy("/bin/true", base / "gvisor-bin" / "side")
     options = GVisorOciRunOptions(artifact_base=base)
     told = explain.plan(ID, OciBundle.build(["true"]), options, runsc_path=os.fsencode(base / "runsc"))
-    assert "auto takes set" in [o.detail for o in told]
+    assert "auto takes kept" in [o.detail for o in told]
+    bound = [o.detail for o in told if o.call == "move_mount" and "/sets/" in o.detail]
+    assert [line.split("/set/")[1] for line in bound] == ["runsc", "gvisor-bin/side"]
+    options = GVisorOciRunOptions(artifact_base=base, stage=StageMethod.SET)
+    told = explain.plan(ID, OciBundle.build(["true"]), options, runsc_path=os.fsencode(base / "runsc"))
     written = [o.detail for o in told if o.step == "Confine" and o.call == "sendfile"]
     assert [line.split(" to ")[0] for line in written] == ["<runsc>", "<gvisor-bin/side>"]
 

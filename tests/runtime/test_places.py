@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from nucleus_gvisor.model.errors import BadBundle
+from nucleus_gvisor.model.errors import BadBundle, Refused
 from nucleus_gvisor.runtime import Mount, OciBundle
+from nucleus_gvisor.runtime.paths import file_id
 from nucleus_gvisor.runtime.steps import prepare
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
@@ -63,3 +64,30 @@ def test_what_can_be_passes(root: Path, case: str) -> None:
     mounts, options = ACCEPTED[case]
     look(root, mounts, **options)
     assert sorted(os.listdir(root)) == ["empty", "etc", "link"]
+
+
+def covers(base: Path, source: str, *, rw: bool = False) -> list[str]:
+    """What of the base `base/a/base` and of a cache that is not there is hidden in the bind of `source`."""
+    mounts = [Mount(source=f"{base}/{source}", target="/x", readonly=not rw)]
+    ours = [os.fsencode(base / "a/base"), os.fsencode(base / "b/none/cache")]
+    guest = prepare.look_at_bundle(OciBundle.build(["true"], mounts=mounts), ours=ours)
+    return [below.decode() for _, below in guest.covers]
+
+
+def test_what_is_ours_is_hidden_and_never_written(base: Path) -> None:
+    """Binds that are, have in them, or lie in what launches make; what else lies beside that is the caller's."""
+    for name in ("a/base/records", "a/base/mine", "b/records", "c"):
+        (base / name).mkdir(parents=True)
+    (base / "a/base/locks").touch()
+    for source, below in {"": ["a/base", "b/none/cache"], "a": ["base"], "a/base": [""], "a/base/records": [""],
+                          "b": ["none/cache"]}.items():  # fmt: skip
+        assert covers(base, source) == below
+        with pytest.raises(Refused, match=r"directory of ours is refused: .*observed: writable"):
+            covers(base, source, rw=True)
+    for source in ("a/base/mine", "b/records", "c"):
+        assert covers(base, source) == covers(base, source, rw=True) == []
+    with pytest.raises(Refused, match="read-only"):
+        covers(base, "a/base/locks")
+    alone = prepare.Source(os.fsencode(base / "a"), file_id((base / "a").stat()), "mnt/0", True, False, True)
+    with pytest.raises(Refused, match="read-only"):  # what is mounted over it would not come along
+        prepare._covers([alone], [os.fsencode(base / "a/base")])

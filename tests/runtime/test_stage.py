@@ -134,12 +134,12 @@ def test_a_pin_that_does_not_fit_keeps_nothing(path: Path) -> None:
     judged.close()
 
 
-@pytest.mark.parametrize("replaced", ["_same_bytes", "_untouched"])
+@pytest.mark.parametrize("replaced", ["compared", "_untouched"])
 def test_an_image_that_is_not_what_was_judged_is_closed(
     judged: resolve.Judged, monkeypatch: pytest.MonkeyPatch, replaced: str
 ) -> None:
     """A copy that a writer tore, found by its bytes or by the file's times, is neither kept nor held."""
-    answers = iter([True, False] if replaced == "_untouched" else [False])
+    answers = iter([True, False] if replaced == "_untouched" else [None])
     monkeypatch.setattr(stage, replaced, lambda *_: next(answers))
     with pytest.raises(Changed):
         stage.sealed(judged.runsc)
@@ -226,3 +226,37 @@ def test_why_there_is_no_copy(
     monkeypatch.setattr(os, "sendfile", full)
     found = copied(judged, base)
     assert type(found) is kind, found
+
+
+def test_a_copy_that_goes_on_otherwise(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where copy_file_range(2) stops half-way, sendfile(2) goes on at that place; another error is told."""
+    content = os.urandom(100_000)
+    (base / "source").write_bytes(content)
+    real, tries = os.copy_file_range, [10_000]
+
+    def some(source: int, target: int, size: int, into: int, onto: int) -> int:
+        if not tries:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return real(source, target, tries.pop(), into, onto)
+
+    monkeypatch.setattr(os, "copy_file_range", some)
+    with open(base / "source", "rb") as source, open(base / "target", "w+b") as target:
+        stage.copy(source.fileno(), target.fileno(), len(content))
+        assert os.pread(target.fileno(), len(content) + 1, 0) == content
+        monkeypatch.setattr(os, "copy_file_range", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "I/O error")))
+        monkeypatch.setattr(os, "sendfile", lambda *_: 0)
+        with pytest.raises(OSError, match="I/O error"):
+            stage.copy(source.fileno(), target.fileno(), len(content))
+
+
+def test_a_source_that_is_cut_is_not_the_same(base: Path) -> None:
+    """What is no longer there is not taken for what was read before, nor are other bytes for the same."""
+    for name, size in (("image", 2), ("source", 1)):
+        (base / name).write_bytes(bytes(size * stage.CHUNK))
+    with open(base / "source", "rb") as source, open(base / "image", "rb") as image:
+        assert stage.compared(image.fileno(), source.fileno(), 2 * stage.CHUNK) is None
+        whole = stage.sha256(source.fileno(), stage.CHUNK)
+        assert stage.compared(image.fileno(), source.fileno(), stage.CHUNK) == whole
+    (base / "other").write_bytes(bytes(stage.CHUNK) + b"x" * stage.CHUNK)
+    with open(base / "other", "rb") as other, open(base / "image", "rb") as image:
+        assert stage.compared(image.fileno(), other.fileno(), 2 * stage.CHUNK) is None

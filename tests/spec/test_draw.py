@@ -64,7 +64,7 @@ def test_a_slice_shows_what_happens_there(capsys: pytest.CaptureFixture[str]) ->
     [
         (["--draw", "x.png"], "not .svg, .mmd or -"),
         (["--draw", "-", "--where", "metod=copy"], "'metod' is no variable"),
-        (["--draw", "-", "--where", "method=memfd"], "method is one of copy, sealed, set, store"),
+        (["--draw", "-", "--where", "method=memfd"], "method is one of copy, kept, sealed, set, store"),
         (["--where", "method=copy"], "--where belongs to --draw"),
     ],
 )

@@ -91,11 +91,12 @@ def test_a_missing_step_is_reported(action: str) -> None:
 REDUNDANT = {
     ("Exec", "Evidenced"),
     ("ConfineLandlock", "Fit"),
-    *((action, "Alive") for action in (*STAGE.values(), "Exec")),
+    *((action, "Alive") for action in (*STAGE.values(), "Exec", "FailCache", "FailKept")),
 }
 """Guards that no reachable state needs. A killed launcher holds and has staged nothing, so it could neither stage nor
-exec. What is confined by Landlock is no runsc, and is asked nothing. Exec asks again for the evidence of every step in
-case someone bent our own data; what it is for is shown by the configurations `reference-PolicyOnlyIfRootless` and
+exec. Nor does the graph have one that is killed after its cache was changed: `AllLaunches` has. What is confined by
+Landlock is no runsc, and is asked nothing. Exec asks again for the evidence of every step in case someone bent our
+own data; what it is for is shown by the configurations `reference-PolicyOnlyIfRootless` and
 `reference-ReopensByPath`, which have to take it away."""
 
 

@@ -41,6 +41,8 @@ def _weakness(*names: str) -> tuple[str, ...]:
 _SPECIAL = "16_a_special_file_is_refused_at_once"
 _NO_PROGRAM = "19_what_is_no_program_is_not_staged"
 _ABOVE_BASE = "25_every_directory_above_the_base_is_judged"
+_KEPT = (("bytes", "rewritten"), ("swap", "another file in its place"), ("another-set", "another release's, whole"),
+         ("mode", "another mode"), ("link", "another name"), ("owner", "another owner"))  # fmt: skip
 _CHANGE = "17_a_change_during_the_copy_is_found"
 
 CASES = (
@@ -123,6 +125,18 @@ CASES = (
       for name, how in (("truncated", "truncate"), ("appended", "append"), ("rewritten", "rewrite"))),
     Case("S-unlinked", "runsc loses its name during the copy", "OK",
          shown=_weakness("17_removal_during_the_copy_does_no_harm")),
+    *(Case(f"{state}-kept-{name}", f"a kept file: {what}, {when}", expected,
+           shown=(f"tests/hostile/test_kept.py::test_a_change_{test}[{name.replace('-', ' ')}",))
+      for state, when, expected, test in (
+          ("S", "before a launch", "OK", "before_a_launch"),
+          ("C", "between its comparison and its bind", "F:KeptChanged", "between_the_comparison_and_the_bind"))
+      for name, what in _KEPT),
+    Case("S-kept-cache-0777", "the cache is opened to others", "F:BadCache",
+         shown=("tests/runtime/test_kept.py::test_a_cache_that_others_can_write",)),
+    Case("S-kept-disk-full", "no room in the cache", "OK",
+         shown=("tests/hostile/test_kept.py::test_a_full_disk_keeps_nothing",)),
+    Case("S-kept-killed", "SIGKILL at any point while something is kept", "OK",
+         shown=("tests/runtime/test_kept.py::test_a_maker_that_is_killed",)),
     Case("S-sealed", "a write to what was staged", "EPERM", shown=_weakness("03_what_was_staged_cannot_be_written")),
     Case("PX-swap", "a directory above base or runsc is another one from any call on", "OK or F:*, never foreign code",
          EVERY, _weakness("25_a_swapped_grandparent_is_not_followed")),

@@ -30,10 +30,11 @@ ABSENT = {
     "unshare": "ConfineFailed", "mount_setattr": "ConfineFailed", "open_tree": "ConfineFailed",
     "move_mount": "ConfineFailed", "fsopen": "ConfineFailed", "fsconfig": "ConfineFailed", "fsmount": "ConfineFailed",
 }  # fmt: skip
-"""What comes of a default launch without the call."""
+"""What comes of a launch that seals its runsc without the call."""
 PLAIN = {"confinement": "landlock", "program": "plain", "stage": "copy"}
 OTHERWISE: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "threads": ({"threads": True}, ABSENT),
+    "kept": ({"options": {"stage": "kept"}}, ABSENT | {"memfd_create": "StepFailed", "sendfile": "OK"}),
     "in place": ({"in_place": True}, ABSENT | {"setns": "ExecFailed"}),
     "landlock": (
         {"options": PLAIN},
@@ -54,7 +55,7 @@ def without(*calls: str, error: int = errno.ENOSYS) -> str:
 
 def ended(bench: Bench, before: str, **how: Any) -> str:
     """How a launch ended, "OK" or the error's name, with nothing left and nothing unconfined executed."""
-    driven = bench.drive(before=before, **how)
+    driven = bench.drive(before=before, **{"options": {"stage": "sealed"}, **how})
     if driven["driver"] is None:  # in place, and executed
         [report] = runs(driven["reports"])
         assert set(opened(report)) == {"0", "1", "2"}

@@ -313,7 +313,7 @@ class Supervisor:
 
     @staticmethod
     def _image(path: str) -> tuple[str, bool]:
-        """SHA-256 of the bytes there, and whether they are sealed."""
+        """SHA-256 of the bytes there, and whether they are sealed, or kept: read-only, and writable by nobody."""
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             status = os.fstat(fd)
@@ -322,7 +322,8 @@ class Supervisor:
                 _digests[known] = hashlib.sha256(os.pread(fd, status.st_size, 0)).hexdigest()
             with suppress(OSError):
                 return _digests[known], fcntl.fcntl(fd, fcntl.F_GET_SEALS) == SEALED
-            return _digests[known], False
+            readonly = os.fstatvfs(fd).f_flag & os.ST_RDONLY
+            return _digests[known], bool(readonly and not status.st_mode & 0o222 and status.st_nlink == 1)
         finally:
             os.close(fd)
 
