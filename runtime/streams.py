@@ -5,6 +5,7 @@ overwrite each other, and a file that was read in part would be read again. Such
 """
 
 import errno
+import math
 import os
 import select
 import signal
@@ -83,6 +84,8 @@ class Relay:
         self._writers: dict[int, Writer] = {}
         """By such an end, where what is written to may block."""
         self._end: float | None = None
+        self._ending: set[int] = set()
+        """Signals that end programs, and came while the guest ran."""
         self.unread: bool = False
         """Was there output that nobody had taken when there was no more time."""
         self.failed: tuple[int, OSError] | None = None
@@ -125,7 +128,8 @@ class Relay:
         """Copy what is left of the output once the guest is gone, and close the pipes.
 
         A reader that is slow is waited for until the timeout of `run`, or a moment where it has passed (not `in_time`),
-        or a signal comes that ends programs: its number, else 0.
+        or a signal comes that ends programs: its number, else 0. One that came while the guest ran is enough where the
+        reader takes nothing for a moment.
         """
         self.started()
         end = self._end if in_time else time.monotonic() + MOMENT
@@ -153,14 +157,19 @@ class Relay:
                 poll.register(waits, select.POLLIN)
             for fd in self._feeds if pidfd >= 0 else ():
                 poll.register(fd, select.POLLOUT)
-            ready = poll.poll(None if end is None else max(0.0, end - time.monotonic()) * 1000)
+            patience = math.inf if end is None else max(0.0, end - time.monotonic())
+            ended_by = self._ending if pidfd < 0 else set()
+            if ended_by:
+                patience = min(patience, MOMENT)
+            ready = poll.poll(None if patience == math.inf else patience * 1000)
             if not ready:
-                return 0
+                return min(ended_by, default=0)
             for fd, _ in ready:
                 if fd == signalled:
                     came = set(os.read(signalled, CHUNK))  # its handler has run by now
                     if pidfd < 0 and came & ENDING:
                         return min(came & ENDING)
+                    self._ending |= came & ENDING
                 elif fd in self._feeds:
                     self._feed(fd)
                 elif fd in self._drains:

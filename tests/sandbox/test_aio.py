@@ -78,6 +78,11 @@ def awaited(coroutine: Coroutine[Any, Any, Any]) -> Any:
     """Run it in a loop of its own; no descriptor may be left."""
     before = descriptors()
     result = asyncio.run(coroutine)
+    end = time.monotonic() + 30
+    while descriptors() != before and time.monotonic() < end:
+        time.sleep(
+            0.01
+        )  # a thread that the loop no longer waits for closes what it had; nothing is collected meanwhile
     assert descriptors() == before
     return result
 
