@@ -392,9 +392,9 @@ class Pipes:
         """Close what nobody took over."""
         self.started()
         for number, fd in enumerate(self.ours):
+            self.ours[number] = -1  # before: whoever is interrupted between must not close a number twice
             if fd >= 0:
                 os.close(fd)
-                self.ours[number] = -1
         while self.copies:
             os.close(self.copies.popitem()[1])
 

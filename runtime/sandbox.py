@@ -1191,7 +1191,8 @@ class Sandbox:
             if self._paused:
                 raise RunscFailed("a paused guest takes no signal")
             stopped: set[int] = set()
-            while (found := self._tree(command, alone, stopped)) is None or found - stopped:
+            doubted: set[int] = set()
+            while (found := self._tree(command, alone, stopped, doubted)) is None or found - stopped:
                 if len(stopped | (found or set())) > MAX_TREE or time.monotonic() > deadline:
                     raise RunscFailed("too many processes to end")
                 if found is None:
@@ -1212,9 +1213,11 @@ class Sandbox:
         known = [reference() for reference in self._commands.valuerefs()]
         return [process for process in known if process is not None and process.runs]
 
-    def _tree(self, command: Command, alone: Callable[[], bool], stopped: set[int]) -> set[int] | None:
+    def _tree(
+        self, command: Command, alone: Callable[[], bool], stopped: set[int], doubted: set[int]
+    ) -> set[int] | None:
         """The numbers of what `command` has started, or some of them that are to be stopped first; None when a process
-        came or went meanwhile, and it must be asked again.
+        came or went meanwhile, and it must be asked again. `doubted`: what was there already when it was asked before.
         """
         listed = self.ps()
         if len({process.pid for process in listed}) < len(listed):
@@ -1244,6 +1247,9 @@ class Sandbox:
         if newer and starting:
             return None
         if newer and not alone():
+            if doubted.isdisjoint(newer):  # it may be on its way out, as what has signalled just now
+                doubted.update(newer)
+                return None
             raise RunscFailed("a detached process may be another command's")
         if any(starts[pid] < latest for pid in newer):
             raise RunscFailed("a detached process may be an earlier command's")
