@@ -166,7 +166,10 @@ def LockIsRespected(f: Facts, g: Facts) -> bool:
 
 def BaseIsRespected(f: Facts, g: Facts) -> bool:
     """A base or a cache that others could have prepared is not mended and not built upon."""
-    base = f.base != "hostile" or (g.base == f.base and g.residue == f.residue)
+    staged = f.state == S.PREPARED and g.state == S.STAGED and f.method == "kept"
+    base = (f.base != "hostile" or (g.base == f.base and g.residue == f.residue)) and (
+        not staged or g.cache == "private"
+    )
     return base and (f.cache != "hostile" or g.cache == f.cache)
 
 

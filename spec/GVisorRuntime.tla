@@ -607,10 +607,12 @@ LeftMeansResidue ==
    container's directory.                                                        *)
 LockIsRespected == [][(lock = "theirs") => (lock' = lock /\ residue' = residue)]_vars
 
-(* A base or a cache that others could have prepared is not mended and not built upon. *)
+(* A base or a cache that others could have prepared is not mended and not built upon;
+   and what is kept is as it was, or made anew, when it is staged.               *)
 BaseIsRespected ==
     [][/\ (base = "hostile") => (base' = base /\ residue' = residue)
-       /\ (cache = "hostile") => (cache' = cache)]_vars
+       /\ (cache = "hostile") => (cache' = cache)
+       /\ (state = "Prepared" /\ state' = "Staged" /\ method = "kept") => (cache' = "private")]_vars
 
 --------------------------------------------------------------------------------
 (* Liveness, under Fairness. *)

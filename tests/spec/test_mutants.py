@@ -75,7 +75,7 @@ def test_what_the_specification_violates_kills_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "configuration"),
     [
-        ("Exec: without image' = staged", "Undisturbed"),
+        ("Exec: without image' = Executed", "Undisturbed"),
         ("StageCopy: without SourceUnchanged", "MCGVisorRuntime"),
         ("StageSealed: without staged' = Taken", "Undisturbed"),
         ('Prepare: without lock\' = "ours"', "Undisturbed"),
