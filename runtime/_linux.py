@@ -343,12 +343,17 @@ def receive(link: Any, size: int, most: int) -> tuple[bytes, list[int]]:
     """
     # As socket.recv_fds, which does not hand its flags on.
     space = _socket.CMSG_LEN(most * struct.calcsize("i"))
-    packet, extra, flags, _ = link.recvmsg(size, space, _socket.MSG_CMSG_CLOEXEC)
-    fds = [fd for *_, data in extra for (fd,) in struct.iter_unpack("i", data)]
-    if flags & _socket.MSG_CTRUNC:
-        while fds:
-            os.close(fds.pop())
-    return packet, fds
+    wanted, extra = False, list[Any]()
+    try:
+        packet, extra, flags, _ = link.recvmsg(size, space, _socket.MSG_CMSG_CLOEXEC)
+        fds = [fd for *_, data in extra for (fd,) in struct.iter_unpack("i", data)]
+        wanted = not flags & _socket.MSG_CTRUNC
+        return packet, fds if wanted else []
+    finally:
+        if not wanted:  # or it was interrupted
+            for *_, data in extra:
+                for (fd,) in struct.iter_unpack("i", data):
+                    os.close(fd)
 
 
 def no_new_privs() -> None:

@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import IO, Any, Literal, Self, TypeVar, Unpack, overload
 
-from nucleus_gvisor.runtime.attendant import PATIENCE
+from nucleus_gvisor.runtime.attendant import PATIENCE, Command
 from nucleus_gvisor.runtime.audit import Record
 from nucleus_gvisor.runtime.bundle import HostPath
 from nucleus_gvisor.runtime.capture import (
@@ -477,6 +477,7 @@ class AsyncSandbox:
     ) -> Completed[Any]:
         """An `exec` of `words` with `pipes`; for whoever meets an error, `said` was asked for, until `deadline`."""
         deadline = deadline_of(timeout) if deadline is None else deadline
+        process, over = None, False
         try:
             process = await self._begin(words, pipes, env, cwd, user, deadline)
             with pipes.capture(max_output) as capture:
@@ -491,8 +492,13 @@ class AsyncSandbox:
                 finally:
                     if process is not None and process.returncode is None:
                         await _finish(process.kill)
+                    over = True
                 code = None if process is None or not in_time else process.returncode
                 return self._box._executed(said or words, code, pipes, capture, timeout, check, text, max_output)
+        except BaseException:
+            if process is not None and not over:  # it was interrupted between two lines
+                await _finish(process.kill)
+            raise
         finally:
             pipes.close()
 
@@ -516,12 +522,16 @@ class AsyncSandbox:
         `stdout` has all that it shows, to the moment where nobody in the guest holds it any more.
         """
         words = words_of(args, more)
-        pipes = Pipes.of(stdin, stdout, stderr, False, pty, window)
+        pipes, process = Pipes.of(stdin, stdout, stderr, False, pty, window), None
         try:
             process = await self._begin(words, pipes, env, cwd, user, None)
             assert process is not None
             process.take(pipes, text=False)
             return AsyncGuestProcess(process)
+        except BaseException:
+            if process is not None:
+                await _finish(process.kill)
+            raise
         finally:
             pipes.close()
 
@@ -539,23 +549,26 @@ class AsyncSandbox:
         box = self._box
         if not await _resumed(box, deadline):
             return None
+        held: list[Command] = []
         with box._starting() as starting:
-            words, command = box._send(args, pipes, env, cwd, user)
             try:
+                words = box._send(held, args, pipes, env, cwd, user)
+                (command,) = held
                 in_time = await _ready(command.channel, select.POLLIN, deadline)
                 in_time = in_time or await _ready(command.channel, select.POLLIN, time.monotonic() + PATIENCE)
                 if in_time:
-                    pipes.take(command.begun(pipes.to_come))
+                    command.begun(pipes.to_come, pipes.take)
+                if command.pid is not None:
+                    process = GuestProcess[Any](box, words, command.pid, command)
+                    if deadline is None or time.monotonic() < deadline:
+                        return process
             except BaseException:
                 starting.close()
-                await _finish(lambda: box._unsend(command, pipes))
+                await _finish(lambda: box._unsend(held, pipes))
                 raise
-            process = None if command.pid is None else GuestProcess[Any](box, words, command.pid, command)
-        if process is not None:
-            if deadline is not None and time.monotonic() >= deadline:
-                await _finish(process.kill)
-                return None
-            return process
+        if command.pid is not None:
+            await _finish(process.kill)
+            return None
         if not in_time:
             box.kill()
             return None

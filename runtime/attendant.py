@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -55,19 +55,26 @@ class Command:
         """Readable once it has ended; that of an `exec` also when it has started. -1 once it is closed."""
         return self._held.number
 
-    def begun(self, count: int) -> list[int]:
-        """Hear, once, how an `exec` has begun: our ends of the `count` pipes that were made for it.
+    def begun(self, count: int, take: Callable[[Sequence[int]], None]) -> None:
+        """Hear, once, how an `exec` has begun; `take` gets our ends of the `count` pipes that were made for it.
 
         EMFILE when this process has no room for them; RunscFailed when no command could be started.
         """
-        packet, ends = linux.receive(self._link, 32, _attendant.MAX_DESCRIPTORS)
-        self.has_begun = True
-        self.begun_at = time.monotonic()
-        _see_no_failure(packet)
+        # Its number first, which stays there to be read: what interrupts the rest has to end it.
+        packet = self._link.recv(32, socket.MSG_PEEK)
         self.pid = int(packet) if packet.isdigit() else None
-        if packet and len(ends) != count:
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        return ends
+        packet, ends = linux.receive(self._link, 32, _attendant.MAX_DESCRIPTORS)
+        try:
+            self.has_begun = True
+            self.begun_at = time.monotonic()
+            _see_no_failure(packet)
+            if packet and len(ends) != count:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            take(ends)
+        except BaseException:
+            for fd in ends:
+                os.close(fd)
+            raise
 
     def ended(self, deadline: float | None = None) -> bool:
         """Wait for its end until `deadline` (of time.monotonic; None: for ever); `returncode` is then known.
@@ -174,30 +181,42 @@ class Attendant:
 
         With `terminal`, descriptor 0 becomes the controlling terminal of a session of its own.
         """
-        return self._begin(("start", list(argv), terminal), *descriptors)
+        held: list[Command] = []
+        try:
+            return self._begin(held, ("start", list(argv), terminal), *descriptors)
+        except BaseException:
+            for command in held:
+                command.close()
+            raise
 
     def exec(
-        self, argv: Sequence[bytes], process: int, *streams: int, fed: bool = False, terminal: bool = False
-    ) -> Command:
+        self,
+        held: list[Command],
+        argv: Sequence[bytes],
+        process: int,
+        *streams: int,
+        fed: bool = False,
+        terminal: bool = False,
+    ) -> None:
         """A command that starts the process in file `process`, which is its descriptor 3, and says its number on 4.
+
+        It is in `held` before it is sent: what interrupts this finds there what may run.
 
         Without `streams` it gets pipes, and `Command.begun` has our ends: to what it reads, only if it is `fed` (it
         has nothing to read otherwise), and of its two outputs.
         """
-        return self._begin(("exec", list(argv), terminal, fed), process, *streams)
+        self._begin(held, ("exec", list(argv), terminal, fed), process, *streams)
 
     def prepare(self, argv: Sequence[bytes]) -> None:
         """An `exec` with `argv`, and nothing to read, will come."""
         self._send(("ahead", (False, tuple(argv))))
 
-    def _begin(self, packet: tuple[Any, ...], *descriptors: int) -> Command:
+    def _begin(self, held: list[Command], packet: tuple[Any, ...], *descriptors: int) -> Command:
         ours, theirs = linux.socketpair()
-        command = Command(ours)
         try:
+            command = Command(ours)
+            held.append(command)
             self._send(packet, theirs.fileno(), *descriptors)
-        except BaseException:
-            command.close()
-            raise
         finally:
             theirs.close()
         return command

@@ -367,14 +367,12 @@ class Pipes:
 
     def _handed(self, numbers: Iterable[int], limit: int) -> Capture:
         ends = {number: self.ours[number] for number in numbers if self.ours[number] >= 0}
-        for number in ends:
-            self.ours[number] = -1
         outputs = {number: fd for number, fd in ends.items() if number}
-        copies, self.copies = self.copies, {}
+        copies = self.copies
         sinks: dict[int, Sink] = {number: _ToFile(fd) for number, fd in copies.items() if number}
         if self.sink is not None:
             sinks[1] = self.sink
-        return Capture(
+        capture = Capture(
             {fd: limit for number, fd in outputs.items() if number not in sinks},
             ends.get(0, -1),
             self._data,
@@ -382,6 +380,9 @@ class Pipes:
             pieces=self.pieces,
             sinks={fd: (NAMES[number], sinks[number]) for number, fd in outputs.items() if number in sinks},
         )
+        # At once, and last: whoever is interrupted has to close what is ours, and nothing else.
+        self.ours, self.copies = [-1 if number in ends else fd for number, fd in enumerate(self.ours)], {}
+        return capture
 
     def results(self, capture: Capture, text: bool) -> tuple[Any, Any]:
         """What `capture` had of the two outputs; None for those that were not to be captured."""

@@ -730,6 +730,7 @@ class Sandbox:
     ) -> Completed[Any]:
         """An `exec` of `words` with `pipes`; for whoever meets an error, `said` was asked for, until `deadline`."""
         deadline = deadline_of(timeout) if deadline is None else deadline
+        process, over = None, False
         try:
             process = self._start(words, pipes, env, cwd, user, deadline)
             with pipes.capture(max_output) as capture:
@@ -744,8 +745,13 @@ class Sandbox:
                 finally:
                     if process is not None and process.returncode is None:
                         process.kill()
+                    over = True
                 code = None if process is None or not in_time else process.returncode
                 return self._executed(said or words, code, pipes, capture, timeout, check, text, max_output)
+        except BaseException:
+            if process is not None and not over:  # it was interrupted between two lines
+                process.kill()
+            raise
         finally:
             pipes.close()
 
@@ -818,12 +824,16 @@ class Sandbox:
         other end: what is written there is typed. Once nobody holds the guest's end, reading fails with EIO.
         """
         words = words_of(args, more)
-        pipes = Pipes.of(stdin, stdout, stderr, text, pty, window)
+        pipes, process = Pipes.of(stdin, stdout, stderr, text, pty, window), None
         try:
             process = self._start(words, pipes, env, cwd, user, None)
             assert process is not None
             process.take(pipes, text)
             return process
+        except BaseException:
+            if process is not None:
+                process.kill()
+            raise
         finally:
             pipes.close()
 
@@ -839,23 +849,26 @@ class Sandbox:
         """The command, once it runs in the guest; None when `deadline` came first, and then it does not run."""
         if not self._await_resumed(deadline):
             return None
+        held: list[Command] = []
         with self._starting() as starting:
-            words, command = self._send(args, pipes, env, cwd, user)
             try:
+                words = self._send(held, args, pipes, env, cwd, user)
+                (command,) = held
                 # A client that was told to start a process and is not heard of is not waited for without end.
                 in_time = readable(command.channel, deadline) or readable(command.channel, time.monotonic() + PATIENCE)
                 if in_time:
-                    pipes.take(command.begun(pipes.to_come))
+                    command.begun(pipes.to_come, pipes.take)
+                if command.pid is not None:
+                    started = GuestProcess[Any](self, words, command.pid, command)
+                    if deadline is None or time.monotonic() < deadline:
+                        return started
             except BaseException:
                 starting.close()
-                self._unsend(command, pipes)
+                self._unsend(held, pipes)
                 raise
-            started = None if command.pid is None else GuestProcess[Any](self, words, command.pid, command)
-        if started is not None:
-            if deadline is not None and time.monotonic() >= deadline:
-                started.kill()
-                return None
-            return started
+        if command.pid is not None:
+            started.kill()
+            return None
         if not in_time:
             self._process.kill()  # it may run or not, and has no number: then nothing may
             return None
@@ -876,28 +889,37 @@ class Sandbox:
 
     def _send(
         self,
+        held: list[Command],
         args: Sequence[HostPath],
         pipes: Pipes,
         env: Environment | None,
         cwd: str | None,
         user: User | None,
-    ) -> tuple[tuple[str, ...], Command]:
-        """Have a command started: its words, and the Command, whose channel will tell its number in the guest."""
+    ) -> tuple[str, ...]:
+        """Have a command started, and its words; `held` has the Command, whose channel will tell its number."""
         process = self._request.process(args, env, cwd, user)
         self._process.owners.judge(process["user"]["uid"], process["user"]["gid"])
         process["terminal"] = pipes.terminal
         words = tuple(process["args"])
         try:
             with _memory(json.dumps(process).encode()) as file:
-                return words, self._attend(self._exec, file.fileno(), pipes)
+                self._attend(held, self._exec, file.fileno(), pipes)
+                return words
         finally:
             pipes.started()
 
-    def _unsend(self, command: Command, pipes: Pipes) -> None:
-        """Nobody wants the command any more, which runs or is about to."""
-        if not command.has_begun and readable(command.channel, time.monotonic() + TREE_PATIENCE):
+    def _unsend(self, held: list[Command], pipes: Pipes) -> None:
+        """Nobody wants the command any more, which runs or is about to, or was never sent."""
+        if not held:
+            return
+        (command,) = held
+        if (
+            command.pid is None
+            and not command.has_begun
+            and readable(command.channel, time.monotonic() + TREE_PATIENCE)
+        ):
             with suppress(OSError, RunscFailed):  # what made it unwanted is raised
-                pipes.take(command.begun(pipes.to_come))
+                command.begun(pipes.to_come, pipes.take)
         if command.pid is not None:
             self._end_tree(command, lambda: not self._running())
         elif not command.has_begun:
@@ -951,11 +973,11 @@ class Sandbox:
                 return _limit_met(met, held.limits, None, None)
         return SandboxGone(text)
 
-    def _attend(self, argv: list[bytes], process: int, pipes: Pipes) -> Command:
+    def _attend(self, held: list[Command], argv: list[bytes], process: int, pipes: Pipes) -> None:
         if os.getpid() != self._owner:
             raise SandboxGone("the sandbox belongs to another process, which forked this one")
         try:
-            return self._attendant.exec(argv, process, *pipes.guest, fed=pipes.fed, terminal=pipes.terminal)
+            self._attendant.exec(held, argv, process, *pipes.guest, fed=pipes.fed, terminal=pipes.terminal)
         except SandboxGone as error:
             self.kill()  # nobody else would, when only the attendant is gone
             raise self._gone(str(error)) from None

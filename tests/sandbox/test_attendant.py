@@ -160,10 +160,14 @@ def test_one_ahead_that_is_killed_with_its_command(box: Sandbox) -> None:
         (ahead,) = _ahead(box)
         os.kill(ahead, signal.SIGSTOP)
         asked = _process(box, words)
-        process = box._attendant.exec(box._exec, asked)
+        held: list[Command] = []
+        box._attendant.exec(held, box._exec, asked)
+        (process,) = held
         os.kill(ahead, signal.SIGKILL)
         assert readable(process.channel, time.monotonic() + 60)
-        out, err = process.begun(2)
+        ends: list[int] = []
+        process.begun(2, ends.extend)
+        out, err = ends
         assert process.pid is not None
         assert process.ended(time.monotonic() + 60)
         assert (process.returncode, os.read(out, 100).decode()) == (3 if "sh" in words else 0, answer)
@@ -229,7 +233,7 @@ def test_a_command_that_nobody_wants_and_that_failed(box: Sandbox) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         theirs.send(_attendant.FAILED + b"24")
-        box._unsend(Command(ours), Pipes())
+        box._unsend([Command(ours)], Pipes())
     assert box.exec("echo", "alive").stdout == "alive\n"
 
 

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 
 import nucleus_gvisor.runtime.sandbox
-from nucleus_gvisor.runtime import Sandbox
+from nucleus_gvisor.runtime import GuestProcess, Sandbox, TimeoutExpired
 from tests.e2e import launching
 from tests.sandbox.conftest import Options
 
-# Between `open` and its `with` a strike leaves a file to Python, which closes it, and would rather be told.
+# Between `open` and its `with` a strike leaves a file or a socket to Python, which closes it, and would rather be told.
 pytestmark = [
     pytest.mark.real,
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:Exception ignored in.*FileIO:pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore:Exception ignored in.*(FileIO|socket):pytest.PytestUnraisableExceptionWarning"),
 ]
 
 PACKAGE = os.fspath(Path(nucleus_gvisor.runtime.sandbox.__file__).parent) + "/"
@@ -123,3 +123,38 @@ def test_a_handler_that_closes_what_is_being_closed(new_options: Options) -> Non
         del box, handler
         if not at.where:
             break
+
+
+def test_a_command_that_is_interrupted(new_options: Options) -> None:
+    """On every line of its start and its wait: nothing of it runs on, and the sandbox does."""
+    with Sandbox(**new_options) as box:
+
+        def work() -> None:
+            with suppress(TimeoutExpired):
+                box.exec("sleep", "600", timeout=0.3)
+
+        work()
+        for number in lines(37):
+            before = descriptors()
+            at = At(number, interrupt)
+            at.during(work)
+            assert not box.closed, at.where
+            left = [process for process in box.ps() if process.command == "sleep"]
+            assert left == [] and box.exec("echo", "on").stdout == "on\n", at.where
+            # Where an end has just changed hands it is left to the process's end: two of them at most.
+            assert len(descriptors().keys() - before.keys()) <= 3, at.where
+            if not at.where:
+                break
+
+
+def test_a_popen_that_is_interrupted(new_options: Options) -> None:
+    """The same, until the caller has it."""
+    with Sandbox(**new_options) as box:
+        for number in lines(37):
+            at = At(number, interrupt)
+            got: list[GuestProcess[bytes]] = []
+            at.during(lambda got=got: got.append(box.popen(["sleep", "600"])))  # type: ignore[misc]
+            if got:
+                got[0].kill()
+                break
+            assert [process for process in box.ps() if process.command == "sleep"] == [], at.where
