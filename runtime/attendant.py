@@ -104,7 +104,8 @@ class Command:
             return self.returncode is None and channel >= 0 and not readable(channel, deadline)
 
     def close(self) -> None:
-        self._held.close()
+        if (held := self.__dict__.get("_held")) is not None:  # none where an interrupt came first
+            held.close()
 
     def __del__(self) -> None:
         self.close()

@@ -161,7 +161,7 @@ def test_a_group_without_a_test_is_found() -> None:
 # ---- the specification changes ----
 
 TLA = {
-    "action taken out": (" \\/ StageStore\n", "\n", r"table.py:\d+: StageStore has no action in spec/GVisorRuntime"),
+    "action taken out": (" \\/ StageStore \\/", " \\/", r"table.py:\d+: StageStore has no action in spec"),
     "action put in": ("Afterwards == GuestStarts", "Rest == UNCHANGED vars\nAfterwards == Rest \\/ GuestStarts",
                       r"GVisorRuntime.tla:\d+: action Rest has no row in model/table.py"),
     "guard taken out": ("/\\ BundleSound /\\ LockFree\n", "/\\ BundleSound\n",
@@ -218,7 +218,7 @@ PLACES = {
     "failure": [
         (SPEC, "FailSpace   ==",
          'FailUnpinned == UsesStore /\\ ~Pinned /\\ Fail("Prepared", "unpinned", {})\nFailSpace   =='),
-        (SPEC, "\\/ FailSpace\n", "\\/ FailSpace \\/ FailUnpinned\n"),
+        (SPEC, "\\/ FailSpace \\/ FailCache\n", "\\/ FailSpace \\/ FailUnpinned \\/ FailCache\n"),
     ],
     "line in Take": [("spec/Trace.tla", "Take(action) ==\n",
                       'Take(action) ==\n    \\/ action = "FailUnpinned" /\\ FailUnpinned\n')],
