@@ -913,17 +913,17 @@ class Sandbox:
         if not held:
             return
         (command,) = held
-        if (
-            command.pid is None
-            and not command.has_begun
-            and readable(command.channel, time.monotonic() + TREE_PATIENCE)
-        ):
-            with suppress(OSError, RunscFailed):  # what made it unwanted is raised
-                command.begun(pipes.to_come, pipes.take)
-        if command.pid is not None:
-            self._end_tree(command, lambda: not self._running())
-        elif not command.has_begun:
-            self.kill()
+        try:
+            heard = command.has_begun or command.pid is not None
+            if not heard and readable(command.channel, time.monotonic() + TREE_PATIENCE):
+                with suppress(OSError, RunscFailed):  # what made it unwanted is raised
+                    command.begun(pipes.to_come, pipes.take)
+            if command.pid is not None:
+                self._end_tree(command, lambda: not self._running())
+            elif not command.has_begun:
+                self.kill()
+        finally:
+            command.close()
 
     def _refuse(self, words: tuple[str, ...], command: Command, pipes: Pipes) -> NoReturn:
         """runsc ended without having started the process: raise why."""

@@ -14,7 +14,7 @@ AnyInit ==
         /\ path = s.path /\ held = s.held /\ pin = s.pin /\ staged = s.staged /\ fit = s.fit
         /\ base = s.base /\ bundle = s.bundle /\ lock = s.lock /\ residue = s.residue
         /\ userns = s.userns /\ landlock = s.landlock /\ holds = s.holds /\ space = s.space
-        /\ execve = s.execve /\ calls = s.calls
+        /\ execve = s.execve /\ calls = s.calls /\ cache = s.cache
         /\ confined = s.confined /\ proved = s.proved /\ image = s.image /\ guest = s.guest
         /\ budget = n
 

@@ -480,8 +480,9 @@ def test_a_record_that_cannot_be_written_fails_the_launch_or_not(base: Path) -> 
 # ---- the verbs ----
 
 
-def test_the_verbs(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verbs(base: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """List as a table and as JSON, by id, state and age; prune for show and in earnest; collect with the records."""
+    monkeypatch.setenv("NUCLEUS_GVISOR_CACHE", os.fspath(base / "none"))
     for number in range(5):
         leave(base, number, age=0 if number else 3)
     leave(base, 7, LaunchState.FAILED)
