@@ -169,8 +169,13 @@ class Place:
         if self.lock >= 0:
             self._remove_all()
             if not self.problems:
-                with suppress(FileNotFoundError):
+                try:
                     os.unlink(self.component, dir_fd=self.locks)
+                except FileNotFoundError:
+                    pass
+                except OSError:
+                    if self.locks >= 0:  # otherwise a signal handler that came between has done it all
+                        raise
             linux.close_of(self.__dict__, "lock")
         return self.problems
 

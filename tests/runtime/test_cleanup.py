@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nucleus_gvisor.model.errors import Busy, LaunchError
+from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime import cleanup, limits
 from nucleus_gvisor.runtime.cleanup import Place, collect, owner_line, owner_lives, state_component
 from tests.support.modes import Mode
@@ -505,6 +506,20 @@ def test_what_could_not_be_removed_is_told_once(base: Path) -> None:
             subprocess.run(["umount", base / ID / "mnt"], check=True)
         assert it.remove() == []
     assert os.listdir(base) == ["locks"] and os.listdir(base / "locks") == []
+
+
+def test_a_lock_that_cannot_be_removed(base: Path) -> None:
+    """It is an error, but where a signal handler has closed all meanwhile: then there is none any more."""
+    with place(base) as it:
+        it.take()
+        it.make()
+        os.rename(base / "locks" / ID, base / "locks" / "other")
+        os.mkdir(base / "locks" / ID)
+        with pytest.raises(IsADirectoryError):
+            it.remove()
+        os.rmdir(base / "locks" / ID)
+        linux.close_of(it.__dict__, "locks")
+        assert it.remove() == []
 
 
 def test_a_list_of_what_is_still_there_stays(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
