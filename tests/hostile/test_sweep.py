@@ -32,6 +32,7 @@ def pool() -> Iterator[list[Worker]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a launch that hangs is bounded by itself, and told as what it is
 def test_one_fault_at_each_point(pool: Sequence[Worker]) -> None:
     """Whatever call fails, or is the last: a typed error or an unaffected launch, nothing left, and again at once."""
     seed = int(os.environ.get("NUCLEUS_GVISOR_SWEEP_SEED", secrets.randbits(32)))
