@@ -134,7 +134,7 @@ def test_a_command_that_is_interrupted(new_options: Options) -> None:
                 box.exec("sleep", "600", timeout=0.3)
 
         work()
-        for number in lines(37):
+        for number in lines(97):
             before = descriptors()
             at = At(number, interrupt)
             at.during(work)
