@@ -39,7 +39,7 @@ class At:
 
     def _line(self, frame: FrameType, event: str, _argument: object) -> Callable[..., Any] | None:
         # What cannot be interrupted does not count: an exception there is printed, and goes nowhere.
-        if event == "line" and frame.f_code.co_name != "__del__" and not self.where:
+        if event == "line" and not self.where and not finalizes(frame):
             self._left -= 1
             if self._left == 0:
                 self.where = f"{frame.f_code.co_filename[len(PACKAGE) :]}:{frame.f_lineno} {frame.f_code.co_name}"
@@ -55,6 +55,13 @@ class At:
                 work()
         finally:
             sys.settrace(None)
+
+
+def finalizes(frame: FrameType | None) -> bool:
+    """Is it a finalizer's, or of what that calls."""
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None
 
 
 def interrupt() -> None:
