@@ -72,7 +72,7 @@ def map_subordinate(pid: int, ranges: Ranges) -> bool:
             words += [str(inside), str(first), str(count)]
             inside += count
         _run(words)
-        if held(kind, f"/proc/{pid}") < inside:
+        if sum(map(len, held(kind, f"/proc/{pid}"))) < inside:
             if kind == KINDS[0]:
                 return False
             raise StepFailed(
@@ -105,15 +105,11 @@ def _run(words: list[str]) -> None:
             os.close(pidfd)
 
 
-def held(kind: str, process: str = "/proc/self") -> int:
-    """How many ids, "uid" or "gid", there are from 0 on in a process's user namespace."""
-    held = 0
+def held(kind: str, process: str = "/proc/self") -> list[range]:
+    """The ids, "uid" or "gid", that there are in a process's user namespace; none where nobody has mapped any yet."""
     with open(f"{process}/{kind}_map", "rb") as file:
-        for inside, _, count in sorted([int(number) for number in line.split()] for line in file):
-            if inside != held:
-                break
-            held += count
-    return held
+        lines = [(int(inside), int(count)) for inside, _, count in map(bytes.split, file)]
+    return [range(inside, inside + count) for inside, count in lines]
 
 
 class Owners:
@@ -121,15 +117,16 @@ class Owners:
 
     def __init__(self, ids: str | None, ranges: Ranges | None, written: bytes | str | None) -> None:
         """`ids` is what the confinement reports, None without one; `written` the first host path that is writable."""
-        self._all = ids in ("all", "subordinate")
-        self._counts = [
-            held(kind) if ids == "all" else 1 + sum(n for _, n in (ranges or {}).get(kind, [])) for kind in KINDS
-        ]
+        self._held: list[list[range]] = [[], []]
+        if ids == "all":
+            self._held = [held(kind) for kind in KINDS]
+        elif ids == "subordinate" and ranges is not None:
+            self._held = [[range(1 + sum(count for _, count in ranges[kind]))] for kind in KINDS]
         self._written = written if ids is not None else None
 
     def judge(self, uid: int, gid: int) -> None:
         """Unsupported where that user of the guest could not own what it makes on the host."""
-        own = self._all and uid < self._counts[0] and gid < self._counts[1]
+        own = all(any(one in ids for ids in held) for one, held in zip((uid, gid), self._held, strict=True))
         if self._written is None or own or (uid, gid) == (0, 0):
             return
         raise Unsupported(

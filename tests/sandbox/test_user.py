@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nucleus_gvisor.runtime import ids
+from nucleus_gvisor.runtime import Unsupported, ids
 from tests.conftest import Release
 from tests.support.modes import ROOT_MODE, USER_MODE, Mode
 
@@ -130,6 +130,20 @@ def test_subordinate_ids_that_cannot_be_had(modes: dict[str, Mode], runsc_new: P
     done = mode.run([mode.python, "-c", TOOLS, runsc_new, data, broken])
     assert "/etc/subuid" in done.stdout, done.stderr
     assert ("no map by /usr/bin/false" if "false" in broken else "user 1000:1000") in done.stdout
+
+
+def test_ids_with_gaps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A namespace may have 0 and 1000 and nothing between: each id is one that it has, or not."""
+    for kind in ids.KINDS:
+        (tmp_path / f"{kind}_map").write_text("0 0 1\n1000 1000 5\n")
+    found = {kind: ids.held(kind, os.fspath(tmp_path)) for kind in ids.KINDS}
+    assert found["uid"] == [range(1), range(1000, 1005)]
+    monkeypatch.setattr(ids, "held", lambda kind: found[kind])
+    owners = ids.Owners("all", None, "/data")
+    owners.judge(1004, 1000)
+    for user in ((999, 1000), (1000, 1005)):
+        with pytest.raises(Unsupported, match="files could belong to"):
+            owners.judge(*user)
 
 
 @given(st.binary(max_size=80))
