@@ -43,7 +43,7 @@ IMAGE_NAME = "memfd:runsc"
 """What a launch's root has at the place that a staged image's name in /proc/self/exe names."""
 PROGRAMS = "programs"
 """Where, below the container's directory, our own programs for the guest lie."""
-AS_ANOTHER = b"the sandbox runs as another user"
+AS_CALLER, AS_ANOTHER = b"the sandbox runs as its caller", b"the sandbox runs as another user"
 """What is added to the words of a trial whose sandbox does."""
 ANSWER_LIMIT = 1 << 16
 ANSWER_SECONDS = 10
@@ -938,8 +938,8 @@ def ask(
 def _end_with_its_sandbox(pid: int, _reader: int, end: float) -> bytes | None:
     """Kill runsc, and all below it, once it has executed its sandbox; or do nothing, once it has ended.
 
-    AS_ANOTHER when it runs that as another user than this, who cannot enter the launch's own directory; None when it
-    was not seen.
+    AS_CALLER, or AS_ANOTHER when it runs that as another user than this, who cannot enter the launch's own directory;
+    None when it was not seen.
     """
     import select
 
@@ -952,7 +952,7 @@ def _end_with_its_sandbox(pid: int, _reader: int, end: float) -> bytes | None:
             if boots := [child for child in linux.children(pid) if b"\0boot\0" in _about(child, b"cmdline")]:
                 status = _about(boots[0], b"status")
                 if status:
-                    seen = b"" if b"\nUid:\t%d\t" % os.geteuid() in status else AS_ANOTHER
+                    seen = AS_CALLER if b"\nUid:\t%d\t" % os.geteuid() in status else AS_ANOTHER
                 break
         linux.kill_with_all_below(pid, pidfd)
     except ProcessLookupError:

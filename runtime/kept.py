@@ -1,7 +1,8 @@
 """Files that launches execute where they lie: verified once, kept on disk by digest, compared at every launch.
 
-A cache has `sets/DIGEST`, each with the files of one runsc and a manifest of what they were when they were hashed, and
-`sources/KEY`, which says for judged files, told by what their descriptors say of them, what digest they had. Whoever
+A cache has `sets/DIGEST`, each with the files of one runsc and a manifest of what they were when they were hashed,
+`sources/KEY`, which says for judged files, told by what their descriptors say of them, what digest they had, and
+`answers`, what they said when they were asked. Whoever
 may write the cache could forge all of it: root and its owner alone. So it is judged as an artifact base is; a launch
 compares what every descriptor says, and its child does so again when it binds the files (`_child`); what differs is
 made anew from the judged files and never executed; and only launches whose supervisor cannot write the cache use it.
@@ -40,6 +41,10 @@ FRESH = 600.0
 PATIENCE = 20.0
 """Seconds to wait for another process that makes a set."""
 MODE = 0o555
+ANSWERS = "answers"
+"""Below the cache: a file for each question that a binary was asked, see `answers`."""
+ANSWERS_STAY = 30 * 86400.0
+"""Seconds for which what was answered stays."""
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _MANIFEST = 1 << 16
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -121,7 +126,7 @@ def provide(judged: Judged, identity: Identity) -> Kept:
         if _are_roots(judged, identity):
             return _in_place(judged)
     path = cache_path(identity)
-    cache = _open(path, identity, create=True)
+    cache = open_cache(path, identity, create=True)
     try:
         _see_executable(cache, path, identity)
         word = "made"
@@ -169,7 +174,7 @@ def foresee(judged: Judged, identity: Identity) -> Foreseen:
         path = cache_path(identity)
         word = "made"
         if os.path.isdir(path):
-            cache = _open(path, identity, create=False)
+            cache = open_cache(path, identity, create=False)
             try:
                 _see_executable(cache, path, identity)
                 if kept := _find(cache, path, judged, identity, renew=False):
@@ -189,7 +194,7 @@ def still(kept: Kept, judged: Judged, identity: Identity) -> bool:
     for file in judged.files:
         stage.see_untouched(file)
     if kept.cache:
-        linux.close(_open(kept.cache, identity, create=False, roots=kept.word == "root's"))
+        linux.close(open_cache(kept.cache, identity, create=False, roots=kept.word == "root's"))
     return all(_is_plain(file) for file in kept.files.values())
 
 
@@ -212,7 +217,7 @@ def _hashed(fd: int, snapshot: Snapshot) -> str:
 # ---- where ----
 
 
-def _open(path: bytes, identity: Identity, *, create: bool, roots: bool = False) -> int:
+def open_cache(path: bytes, identity: Identity, *, create: bool, roots: bool = False) -> int:
     """A descriptor of the cache, judged; with `roots` it has to be root's."""
     try:
         fd = open_walked(path, identity, create=create)
@@ -257,7 +262,7 @@ def _of_root(judged: Judged, identity: Identity) -> Kept | None:
     if identity.unmapped is not None:
         return None
     try:
-        cache = _open(ROOTS, identity, create=False, roots=True)
+        cache = open_cache(ROOTS, identity, create=False, roots=True)
     except (LaunchError, OSError):
         return None
     try:
@@ -312,7 +317,7 @@ def key(snapshots: Mapping[str, Snapshot]) -> str:
 
 def _find(cache: int, path: bytes, judged: Judged, identity: Identity, *, renew: bool) -> Kept | None:
     """The kept files of the judged ones, None where there are none, _Differs where they are not what they were."""
-    digest = _read(cache, f"sources/{_key(judged)}").decode("ascii", "replace").strip()
+    digest = read_small(cache, f"sources/{_key(judged)}").decode("ascii", "replace").strip()
     if not _DIGEST.fullmatch(digest):
         return None
     return _open_set(cache, path, digest, judged, identity, renew=renew)
@@ -324,7 +329,7 @@ def _same(cache: int, path: bytes, judged: Judged, identity: Identity) -> Kept |
     sizes = {name: file.snapshot.size for name, file in files.items()}
     for digest in _names(cache, "sets"):
         with suppress(_Differs):
-            told = _manifest(_read(cache, f"sets/{digest}/manifest"))
+            told = _manifest(read_small(cache, f"sets/{digest}/manifest"))
             if {name: snapshot.size for name, (_, snapshot) in told.items()} == sizes:
                 break
     else:
@@ -333,7 +338,7 @@ def _same(cache: int, path: bytes, judged: Judged, identity: Identity) -> Kept |
     for file in files.values():
         stage.see_untouched(file)
     if kept := _open_set(cache, path, digest, judged, identity, renew=True):
-        _write(cache, f"sources/{_key(judged)}", digest.encode() + b"\n")
+        write_small(cache, f"sources/{_key(judged)}", digest.encode() + b"\n")
     return kept
 
 
@@ -348,7 +353,7 @@ def _open_set(cache: int, path: bytes, digest: str, judged: Judged, identity: Id
         raise _Differs from error
     files: dict[str, File] = {}
     try:
-        told = _manifest(_read(folder, "manifest"))
+        told = _manifest(read_small(folder, "manifest"))
         if set(told) != set(stage.named(judged)) or set_digest({n: t[0] for n, t in told.items()}) != digest:
             raise _Differs
         moved = False
@@ -366,7 +371,7 @@ def _open_set(cache: int, path: bytes, digest: str, judged: Judged, identity: Id
                     raise _Differs
                 moved = True
         if moved and renew:
-            _write(folder, "manifest", _manifest_of(files))
+            write_small(folder, "manifest", _manifest_of(files))
         if renew:
             os.utime(folder)
         kept, files = Kept(files, "found" if renew else "root's", path), {}
@@ -386,14 +391,14 @@ def _is_plain(file: File, uid: int | None = None) -> bool:
     return plain and status.st_nlink == 1 and status.st_uid == uid and stat.S_IMODE(status.st_mode) == MODE
 
 
-def _read(folder: int, name: str) -> bytes:
+def read_small(folder: int, name: str, limit: int = _MANIFEST) -> bytes:
     """A small file of ours; nothing where it is not there, or is none."""
     try:
         fd = linux.open(name, _READ, dir_fd=folder)
     except OSError:
         return b""
     try:
-        return os.pread(fd, _MANIFEST, 0) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+        return os.pread(fd, limit, 0) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
     finally:
         linux.close(fd)
 
@@ -469,12 +474,12 @@ def _make(cache: int, path: bytes, judged: Judged, identity: Identity, word: str
         digest = set_digest({target: file.sha256 for target, file in files.items()})
         here = path + b"/sets/" + digest.encode()
         files = {target: replace(file, path=here + b"/" + target.encode()) for target, file in files.items()}
-        _write(folder, "manifest", _manifest_of(files))
+        write_small(folder, "manifest", _manifest_of(files))
         if _is_public(judged):
             os.chmod(folder, 0o755)
         os.fsync(folder)
         _rename_in(cache, name, f"sets/{digest}")
-        _write(cache, f"sources/{_key(judged)}", digest.encode() + b"\n")
+        write_small(cache, f"sources/{_key(judged)}", digest.encode() + b"\n")
         _prune(cache, digest)
         kept, files = Kept(files, word, path), {}
         return kept
@@ -566,8 +571,8 @@ def _see_no_writer(fd: int) -> None:
         time.sleep(0.001)
 
 
-def _write(folder: int, name: str, text: bytes) -> None:
-    """`text` under `name`, whole or not at all."""
+def write_small(folder: int, name: str, text: bytes, *, sync: bool = True) -> None:
+    """`text` under `name`, whole or not at all; without `sync` not where the machine crashes."""
     new = os.path.join(os.path.dirname(name), "new-" + secrets.token_hex(8))
     fd = linux.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
     try:
@@ -575,7 +580,8 @@ def _write(folder: int, name: str, text: bytes) -> None:
         while left:
             left = left[os.write(fd, left) :]
         os.fchmod(fd, 0o644)
-        os.fsync(fd)
+        if sync:
+            os.fsync(fd)
         os.rename(new, name, src_dir_fd=folder, dst_dir_fd=folder)
     except BaseException:
         with suppress(OSError):
@@ -606,16 +612,21 @@ def _rename_in(cache: int, name: str, target: str) -> None:
 
 
 def _sweep(cache: int) -> list[str]:
-    """Remove what killed makers left, and names of sources whose set is gone. Only under `_alone`."""
+    """Remove what killed makers left, names of sources whose set is gone, and old answers. Only under `_alone`."""
     gone = [name for name in os.listdir(cache) if name.startswith("tmp-")]
     for name in gone:
         remove_tree(cache, name.encode(), lambda _: None)
     sets = set(_names(cache, "sets"))
     for name in _names(cache, "sources"):
-        digest = _read(cache, f"sources/{name}").decode("ascii", "replace").strip()
+        digest = read_small(cache, f"sources/{name}").decode("ascii", "replace").strip()
         if digest not in sets or not _DIGEST.fullmatch(name):
             with suppress(OSError):
                 os.unlink(f"sources/{name}", dir_fd=cache)
+    for name in _names(cache, ANSWERS):
+        with suppress(OSError):
+            answered = os.stat(f"{ANSWERS}/{name}", dir_fd=cache, follow_symlinks=False).st_mtime
+            if time.time() - answered > ANSWERS_STAY:
+                os.unlink(f"{ANSWERS}/{name}", dir_fd=cache)
     return gone
 
 
@@ -656,7 +667,7 @@ def _identities(cache: int, name: str) -> set[tuple[int, int]]:
     except OSError:
         return set()
     try:
-        told = _manifest(_read(folder, "manifest"))
+        told = _manifest(read_small(folder, "manifest"))
         return {file_id(os.stat(file, dir_fd=folder, follow_symlinks=False)) for file in told}
     except (_Differs, OSError):
         return set()
@@ -679,7 +690,7 @@ def collect(identity: Identity) -> list[str]:
     path = cache_path(identity)
     if not os.path.isdir(path):
         return []
-    cache = _open(path, identity, create=False)
+    cache = open_cache(path, identity, create=False)
     try:
         with _alone(cache, path):
             return [*_sweep(cache), *_prune(cache, "")]
@@ -687,4 +698,17 @@ def collect(identity: Identity) -> list[str]:
         linux.close(cache)
 
 
-__all__ = ["File", "Kept", "bytes_of", "cache_path", "collect", "executed", "places", "provide", "still"]
+__all__ = [
+    "File",
+    "Kept",
+    "bytes_of",
+    "cache_path",
+    "collect",
+    "executed",
+    "open_cache",
+    "places",
+    "provide",
+    "read_small",
+    "still",
+    "write_small",
+]

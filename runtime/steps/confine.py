@@ -19,7 +19,8 @@ from nucleus_gvisor.model.errors import (
     StepFailed,
     remedy,
 )
-from nucleus_gvisor.runtime import _child, _linux, interpreter, runsc
+from nucleus_gvisor.runtime import _child, _linux, answers, interpreter, runsc
+from nucleus_gvisor.runtime.identity import Identity
 from nucleus_gvisor.runtime.ids import Ranges, map_subordinate
 from nucleus_gvisor.runtime.options import Confinement, Enforcement, GVisorOciRunOptions, NetworkMode, Platform, Program
 from nucleus_gvisor.runtime.supervisor import Supervisor
@@ -44,10 +45,6 @@ class Confined:
     """Does this runsc start here only with `--rootless`."""
 
 
-_answered: dict[tuple[str, str | None, int], list[tuple[int, bytes]]] = {}
-"""Answers by the digest of the set that gave them, the confinement and the user: equal bytes answer alike."""
-
-
 def canaries() -> list[list[bytes]]:
     """Argument vectors of host programs that exist; an interpreter where none of the usual ones does.
 
@@ -66,15 +63,26 @@ def canaries() -> list[list[bytes]]:
     return [[os.fsencode(os.path.realpath(program)), b"-I", b"-S", b"-c", b""]]
 
 
-def start(plan: dict[str, Any], key: str, options: GVisorOciRunOptions, *, fresh: bool | None) -> Confined:
+def start(
+    plan: dict[str, Any],
+    key: str,
+    options: GVisorOciRunOptions,
+    *,
+    fresh: bool | None,
+    identity: Identity | None = None,
+) -> Confined:
     """A child that is confined as `plan` says and has answered for its image, `key` being the image's digest.
+
+    With `identity` it need not be asked what an earlier process of that caller's has asked.
 
     Raises ConfineFailed, NotProved, Incompatible, NotRunsc, Unsupported, SafetyViolation or StepFailed; then no
     child is left. Spec: GVisorRuntime!ConfineLocked, ConfineLandlock, ConfineSkipped.
     """
     locked = plan["confinement"] == Confinement.MOUNT_LOCKED.value
-    known = (key, plan["confinement"], os.geteuid())
-    asked = options.program is Program.RUNSC and known not in _answered
+    question = answers.Question(key, plan["confinement"], bool(plan["ranges"]), os.geteuid())
+    plain = options.program is Program.PLAIN
+    told = None if plain else answers.recall(question, identity if locked else None)
+    asked = told is None and not plain
     plan["questions"] = list(runsc.QUESTIONS) if asked else []
     plan["trial"] = runsc.trial_arguments(plan["place"]) if asked and locked else None
     child = Supervisor.start(plan, fresh=fresh)
@@ -86,14 +94,18 @@ def start(plan: dict[str, Any], key: str, options: GVisorOciRunOptions, *, fresh
             word, *rest = child.hear()
         if word != "confined":
             raise _refusal(child, plan, word, rest)
-        shown, answers = rest
-        if options.program is Program.PLAIN:
+        shown, said = rest
+        if plain:
             return Confined(child, shown, None, None, False)
-        if not asked:
-            answers = _answered[known]
-        release = runsc.read_answers(answers)
-        _answered.setdefault(known, answers)
-        rootless = locked and runsc.needs_rootless(answers[-1][1])
+        if told is not None and told.ids != shown.get("ids"):  # it was asked where there were others
+            answers.forget(identity)
+            child.end()
+            return start(plan, key, options, fresh=fresh, identity=identity)
+        if told is None:
+            told = answers.Told(shown.get("ids"), tuple(said))
+        release = runsc.read_answers(list(told.answers))
+        answers.remember(question, told, identity if locked and asked else None)
+        rootless = locked and runsc.needs_rootless(told.answers[-1][1])
         runsc.judge_network(release, options, rootless=rootless)
         return Confined(child, shown, release, runsc.choose_platform(release, options.platform), rootless)
     except BaseException:

@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 import pytest
 
 from nucleus_gvisor.model.errors import LaunchError
-from nucleus_gvisor.runtime import GVisorOciRunOptions, GVisorRuntime, OciBundle, Platform, SandboxProcess
-from nucleus_gvisor.runtime.steps import confine, stage
+from nucleus_gvisor.runtime import GVisorOciRunOptions, GVisorRuntime, OciBundle, Platform, SandboxProcess, answers
+from nucleus_gvisor.runtime.identity import Identity
+from nucleus_gvisor.runtime.steps import stage
 from tests.hostile.witness import Report as Report
 from tests.hostile.witness import Witness as Witness
 from tests.hostile.witness import is_run as is_run
@@ -289,4 +290,4 @@ def before_call(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, act: Ca
 
 def forget_answers() -> None:
     """Have the next launch ask the binary again what it is."""
-    confine._answered.clear()
+    answers.forget(Identity.current())

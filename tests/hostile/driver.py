@@ -17,10 +17,12 @@ import threading
 from pathlib import Path
 
 from nucleus_gvisor.model.errors import ExecFailed, LaunchError
-from nucleus_gvisor.runtime import GVisorOciRunOptions, GVisorRuntime, OciBundle, _child
+from nucleus_gvisor.runtime import GVisorOciRunOptions, GVisorRuntime, OciBundle, _child, answers
+from nucleus_gvisor.runtime.identity import Identity
 from nucleus_gvisor.runtime.steps import stage
 
 given = json.loads(sys.argv[1])
+answers.forget(Identity.current())  # each asks for itself
 end_the_trial = _child._end_with_its_sandbox
 
 

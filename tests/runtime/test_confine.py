@@ -4,14 +4,16 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nucleus_gvisor.model.errors import ConfineFailed, LaunchError, NotProved, SafetyViolation, StepFailed
-from nucleus_gvisor.runtime import GVisorOciRunOptions, GVisorRuntime, OciBundle
+from nucleus_gvisor.runtime import GVisorOciRunOptions, GVisorRuntime, OciBundle, answers
 from nucleus_gvisor.runtime import _linux as linux
+from nucleus_gvisor.runtime.identity import Identity
 from nucleus_gvisor.runtime.steps import confine, stage
 from nucleus_gvisor.runtime.supervisor import Supervisor
 from tests.conftest import Release
@@ -56,7 +58,8 @@ def test_equal_bytes_are_asked_once(base: Path, release: Release, monkeypatch: p
         asked.append(len(plan["questions"]))
         return start(plan, **how)
 
-    monkeypatch.setattr(confine, "_answered", {})
+    monkeypatch.setenv("NUCLEUS_GVISOR_CACHE", os.fspath(base / "cache"))
+    answers.forget()
     monkeypatch.setattr(Supervisor, "start", staticmethod(seen))
     runtime, bundle = GVisorRuntime.with_path(release.path), OciBundle.build(["true"])
     for number in range(2):
@@ -66,6 +69,30 @@ def test_equal_bytes_are_asked_once(base: Path, release: Release, monkeypatch: p
             assert sockets() == before  # the link to the child is of no use once it has executed
             assert job.wait(timeout=60) == 0
     assert asked == [2, 0]
+    answers.forget()  # as another process
+    with runtime.spawn("job-2", bundle, options) as job:
+        assert job.wait(timeout=60) == 0
+    # What needs --rootless, as the older release does in a locked namespace, is tried again by each process.
+    assert asked[2:] == ([2] if "--rootless" in map(os.fsdecode, job.command) else [0])
+    stage.forget()
+
+
+@pytest.mark.real
+def test_of_other_ids_it_is_asked_again(base: Path, runsc_new: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was answered where a namespace had other ids is no answer here, and the child that was made for it goes."""
+    monkeypatch.setenv("NUCLEUS_GVISOR_CACHE", os.fspath(base / "cache"))
+    answers.forget()
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    before = children.read_text()
+    runtime, bundle = GVisorRuntime.with_path(runsc_new), OciBundle.build(["true"])
+    options = GVisorOciRunOptions(platform="auto", artifact_base=base)  # type: ignore[arg-type]
+    for number in range(2):
+        with runtime.spawn(f"job-{number}", bundle, options) as job:
+            assert job.wait(timeout=60) == 0
+        [(question, told)] = answers._known.items()
+        assert told.ids != "of another"
+        answers.remember(question, replace(told, ids="of another"), Identity.current())
+    assert children.read_text() == before
     stage.forget()
 
 

@@ -20,9 +20,10 @@ import nucleus_gvisor.runtime.launch
 from nucleus_gvisor.model.errors import RecordRejected
 from nucleus_gvisor.model.record import parse
 from nucleus_gvisor.model.replay import fold
-from nucleus_gvisor.runtime import GVisorOciRunOptions, GVisorRuntime, OciBundle, SandboxProcess
+from nucleus_gvisor.runtime import GVisorOciRunOptions, GVisorRuntime, OciBundle, SandboxProcess, answers
+from nucleus_gvisor.runtime.identity import Identity
 from nucleus_gvisor.runtime.retention import MARK
-from nucleus_gvisor.runtime.steps import confine, stage
+from nucleus_gvisor.runtime.steps import stage
 
 Line = tuple[bool, str, int]
 """Is it the child that executes it, file below the package, number."""
@@ -69,7 +70,7 @@ def spawn(given: dict[str, Any]) -> SandboxProcess:
 def traced(given: dict[str, Any], tracer: Tracer | None) -> str:
     """How a launch ended: "0", or the error's name."""
     stage.forget()
-    confine._answered.clear()
+    answers.forget(Identity.current())
     Path(given["artifacts"], "records", MARK).unlink(missing_ok=True)  # each makes room for its record, as few do
     process = None
     sys.settrace(tracer)
