@@ -12,8 +12,10 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from nucleus_gvisor.model.errors import LaunchError
 from nucleus_gvisor.runtime import _child, kept
@@ -22,6 +24,13 @@ from nucleus_gvisor.runtime.identity import Identity
 from nucleus_gvisor.runtime.version import VERSION
 
 _SELF = ("uid_map", "gid_map", "setgroups", "attr/current")
+_SYSCTLS = (
+    "user/max_user_namespaces", "user/max_mnt_namespaces", "user/max_net_namespaces", "user/max_ipc_namespaces",
+    "kernel/unprivileged_userns_clone", "kernel/apparmor_restrict_unprivileged_userns", "kernel/yama/ptrace_scope",
+    "vm/memfd_noexec",
+)  # fmt: skip
+_MOUNTS = re.compile(rb"/(?:(?:proc|sys|dev)(?:/.*)?)?\Z", re.DOTALL)
+"""Mounts whose options and covers decide what a sandbox may do, proc(5)."""
 _STATUS = re.compile(rb"^(?:Uid|Gid|Groups|Cap\w+|NoNewPrivs|Seccomp\w*):.*$", re.MULTILINE)
 
 
@@ -63,11 +72,9 @@ def recall(question: Question, identity: Identity | None) -> Told | None:
 def remember(question: Question, told: Told, identity: Identity | None) -> None:
     """For the next launches of this process; with `identity` and where it lasts for those of others too."""
     _known[question] = told
-    if identity is None or not told.lasts:
-        return
-    # A launch does not depend on it: the next process asks again.
-    with suppress(LaunchError, OSError):
-        _write(question, told, identity)
+    if identity is not None and told.lasts:
+        answers = [[status, said.decode("latin-1")] for status, said in told.answers]
+        note(question, {"ids": told.ids, "answers": answers}, identity)
 
 
 def forget(identity: Identity | None = None) -> None:
@@ -89,6 +96,11 @@ def surroundings() -> bytes:
     parts = ["\0".join(os.uname()).encode(), VERSION.encode(), _content("/proc/sys/kernel/random/boot_id")]
     parts += [_content(f"/proc/self/{name}") for name in _SELF]
     parts += _STATUS.findall(_content("/proc/self/status"))
+    parts += [_content(f"/proc/sys/{name}") for name in _SYSCTLS]
+    for line in _content("/proc/self/mountinfo").splitlines():
+        fields = line.split(b" ")
+        if _MOUNTS.match(fields[4]):
+            parts += fields[4:6]
     return b"\0".join(parts)
 
 
@@ -117,7 +129,7 @@ def _open(identity: Identity, *, create: bool) -> int:
     return folder
 
 
-def _name(question: Question) -> str:
+def _name(question: object) -> str:
     return hashlib.sha256(repr(question).encode()).hexdigest()
 
 
@@ -125,32 +137,41 @@ def _where() -> str:
     return hashlib.sha256(surroundings()).hexdigest()
 
 
-def _read(question: Question, identity: Identity) -> Told | None:
-    """What a file of ours tells; nothing for what we would not have written."""
+def noted(question: object, identity: Identity) -> dict[str, Any]:
+    """What was noted of `question` where all was as it is here; nothing for what we would not have written."""
     try:
         folder = _open(identity, create=False)
     except (LaunchError, OSError):
-        return None
+        return {}
     try:
         data = json.loads(kept.read_small(folder, _name(question), limit=4 * _child.ANSWER_LIMIT))
+        return dict(data["told"]) if data["where"] == _where() else {}
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return {}
+    finally:
+        linux.close(folder)
+
+
+def note(question: object, told: Mapping[str, Any], identity: Identity) -> None:
+    """Have other processes of the caller's know it; nothing depends on that, and it may fail."""
+    with suppress(LaunchError, OSError):
+        folder = _open(identity, create=True)
+        try:
+            # What a crash of the machine tears is of another boot.
+            text = json.dumps({"where": _where(), "told": dict(told)}).encode()
+            kept.write_small(folder, _name(question), text, sync=False)
+        finally:
+            linux.close(folder)
+
+
+def _read(question: Question, identity: Identity) -> Told | None:
+    data = noted(question, identity)
+    try:
         answers = tuple((int(status), str(said).encode("latin-1")) for status, said in data["answers"])
         told = Told(None if data["ids"] is None else str(data["ids"]), answers)
-        return told if told.lasts and data["where"] == _where() else None
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError):
         return None
-    finally:
-        linux.close(folder)
+    return told if told.lasts else None
 
 
-def _write(question: Question, told: Told, identity: Identity) -> None:
-    folder = _open(identity, create=True)
-    try:
-        answers = [[status, said.decode("latin-1")] for status, said in told.answers]
-        text = json.dumps({"where": _where(), "ids": told.ids, "answers": answers}).encode()
-        # What a crash of the machine tears is of another boot.
-        kept.write_small(folder, _name(question), text, sync=False)
-    finally:
-        linux.close(folder)
-
-
-__all__ = ["Question", "Told", "forget", "recall", "remember", "surroundings"]
+__all__ = ["Question", "Told", "forget", "note", "noted", "recall", "remember", "surroundings"]

@@ -192,6 +192,9 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--runsc", metavar="PATH", help="judge this runsc instead of searching")
     doctor.add_argument("--artifact-base", metavar="DIR", type=Path, help="judge this artifact base")
     doctor.add_argument("--pin", metavar="SHA256", help="the runsc that may run")
+    doctor.add_argument(
+        "--again", action="store_true", help="try all anew, and believe nothing of what was tried before"
+    )
     doctor.set_defaults(command=_doctor)
     _add_owner(verbs)
     audits = verbs.add_parser("audit", help="judge records").add_subparsers(required=True, metavar="VERB")

@@ -3,8 +3,11 @@
 Each check looks at one thing and says yes, no or unknown; a `no` comes with its cause, its mend, and the features that
 need it. Nothing is guessed from sysctls or dates: a child of the launch's own kind confines itself and proves it, on a
 private tmpfs over an existing directory; the judged binary is asked in it, and becomes the supervisor of a small guest,
-once for each way that a check speaks of. So nothing is made on the host, not even the artifact base, and what does not
-start in bounded time, as kvm where its device is no good, is given up.
+once for each way that a check speaks of, all but the first at once. So nothing is made on the host, not even the
+artifact base, and what does not start in bounded time, as kvm where its device is no good, is given up.
+
+The command line remembers in the caller's cache which guests ran, until the same bytes would run for another caller, on
+another kernel, after another boot, or under other limits (`answers`): it says when that was, and `--again` tries anew.
 """
 
 import argparse
@@ -28,7 +31,7 @@ from typing import Any
 
 from nucleus_gvisor.model.errors import BadBase, LaunchError, NotFound, PinMismatch, Unsupported, shown
 from nucleus_gvisor.model.record import set_digest
-from nucleus_gvisor.runtime import _child, _linux, interpreter, kept, paths, runsc
+from nucleus_gvisor.runtime import _child, _linux, answers, interpreter, kept, paths, runsc
 from nucleus_gvisor.runtime.bundle import OciBundle
 from nucleus_gvisor.runtime.capture import readable
 from nucleus_gvisor.runtime.cleanup import Place
@@ -47,6 +50,7 @@ from nucleus_gvisor.runtime.options import (
 )
 from nucleus_gvisor.runtime.steps import confine, exec_, prepare, resolve, stage
 from nucleus_gvisor.runtime.streams import open_standard_descriptors
+from nucleus_gvisor.runtime.supervisor import threads
 
 
 class Answer(StrEnum):
@@ -68,6 +72,8 @@ class Feature(StrEnum):
     KVM = "--platform kvm"
     SYSTRAP = "GVisorOciRunOptions() without a platform, which asks for systrap"
     SANDBOX = "--network sandbox"
+    HOST = "--network host"
+    IN_PLACE = "a launch in place of its caller: --in-place"
     CGROUPS = "cgroup limits of a bundle, with --enforcement off only"
     PROGRAMS = "programs of newer user lands in the guest"
 
@@ -161,7 +167,9 @@ class Report:
 def command(given: argparse.Namespace) -> int:
     """Print the report; 0 when a default launch would succeed, else 1."""
     open_standard_descriptors()
-    report = examine(runsc_path=given.runsc, base=given.artifact_base, pin=given.pin)
+    if given.again:
+        answers.forget(Identity.current())
+    report = examine(runsc_path=given.runsc, base=given.artifact_base, pin=given.pin, remember=True)
     if given.json:
         print(json.dumps(report.as_dict()), flush=True)
     elif sys.stdout is not None and sys.stdout.isatty():
@@ -176,12 +184,15 @@ def examine(
     runsc_path: str | os.PathLike[str] | None = None,
     base: os.PathLike[str] | None = None,
     pin: str | None = None,
+    remember: bool = False,
 ) -> Report:
     """What this host can do for the caller: `runsc_path`, `base` and `pin` as a launch would be given them.
 
-    Never raises for what the host is like, and changes nothing on it.
+    With `remember` the guests that ran are noted in the caller's cache, and those noted there need not run again.
+
+    Never raises for what the host is like, and changes nothing else on it.
     """
-    patient = _Patient(runsc_path, base, pin)
+    patient = _Patient(runsc_path, base, pin, remember=remember)
     try:
         checks = tuple(
             Check(name=name, needed_by=needs, **vars(_guarded(look, patient)))
@@ -195,8 +206,15 @@ def examine(
 class _Patient:
     """What the checks tell each other: later ones build on what earlier ones found."""
 
-    def __init__(self, path: str | os.PathLike[str] | None, base: os.PathLike[str] | None, pin: str | None) -> None:
-        self.path, self.base, self.pin = path, base, pin
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None,
+        base: os.PathLike[str] | None,
+        pin: str | None,
+        *,
+        remember: bool = False,
+    ) -> None:
+        self.path, self.base, self.pin, self.remember = path, base, pin, remember
         self.identity: Identity | None = None
         self.judged: resolve.Judged | None = None
         self.release: runsc.Release | None = None
@@ -205,18 +223,63 @@ class _Patient:
         self.confinement: str | None = None
         self.stage: str | None = None
         self.platform: str | None = None
+        self.ids: str | None = None
+        """The ids of the confinement that was had."""
+        self.digests: dict[str, str] = {}
+        self.staged: stage.Staged | None = None
+        """What is tried: the kept files, where there are any; sealed ones otherwise."""
         self.trial: _Trial | None = None
         """The child that was asked, and waits to become runsc."""
         self.said = b""
         """What the guest of the trial said, and runsc."""
+        self.attempts: dict[str, _Attempt] = {}
+        """The other ways that are being tried, by the check that speaks of each."""
+        self.key = secrets.token_hex(16)
 
     def who(self) -> Identity:
         """The caller's identity, or what keeps it from being known."""
         return self.identity or Identity.current()
 
+    def question(self, way: str) -> tuple[object, ...]:
+        """What the outcome of a launch depends on beside its surroundings."""
+        limits = tuple(resource.getrlimit(number) for number in LIMITS)
+        device: object = None
+        with suppress(OSError):
+            status = os.stat("/dev/kvm")
+            device = status.st_rdev, status.st_mode, status.st_uid, status.st_gid
+        return "doctor", way, _GUEST, sorted(self.digests.items()), self.ids, limits, device
+
+    def known(self, way: str) -> tuple[Finding, bytes] | None:
+        """What came of it before, when that need not be tried again."""
+        told = answers.noted(self.question(way), self.who()) if self.remember else {}
+        if not told:
+            return None
+        try:
+            finding = Finding(**{**told["finding"], "ok": Answer(told["finding"]["ok"])})
+            when = str(told["when"])
+            said = str(told["said"]).encode("latin-1")
+        except (KeyError, TypeError, ValueError):
+            return None
+        found = f"{finding.found}, tried {when}: --again tries anew"
+        return replace(finding, found=found, details={**finding.details, "tried": when}), said
+
+    def learn(self, way: str, finding: Finding, said: bytes = b"") -> None:
+        """Note what lasts as long as the machine is up: that a guest ran, or that its virtualisation is no good."""
+        if self.remember and (finding.ok is Answer.YES or (way == "kvm" and finding.ok is Answer.NO)):
+            told = {
+                "finding": _as_data(finding),
+                "said": said.decode("latin-1"),
+                "when": time.strftime("%FT%TZ", time.gmtime()),
+            }
+            answers.note(self.question(way), told, self.who())
+
     def close(self) -> None:
+        for attempt in self.attempts.values():
+            attempt.close()
         if self.trial is not None:
             self.trial.end()
+        if self.staged is not None:
+            self.staged.close()
         if self.judged is not None:
             self.judged.close()
 
@@ -288,8 +351,8 @@ def _runsc(patient: _Patient) -> Finding:
         return _no(found, cause, mend, details)
     patient.judged = judged
     details["path"] = judged.runsc.path
-    details["digests"] = digests = {
-        name: stage.sha256(file.fd, file.snapshot.size) for name, file in stage.named(judged).items()
+    details["digests"] = digests = patient.digests = {
+        name: kept.hashed(file.fd, file.snapshot) for name, file in stage.named(judged).items()
     }
     details["pin"] = set_digest(digests)
     try:
@@ -678,8 +741,7 @@ def _landlock(_: _Patient) -> Finding:
 def _kvm(patient: _Patient) -> Finding:
     path = "/dev/kvm"
     if os.access(path, os.R_OK | os.W_OK):
-        # Where the device cannot run a guest, some releases say so, and others hang.
-        tried = _other_launch(patient, GVisorOciRunOptions(platform=Platform.KVM), KVM_SECONDS)
+        tried = _way(patient, "kvm")
         if tried is not None and tried.ok is Answer.NO:
             return replace(tried, mend="another platform, or, in a virtual machine, nested virtualisation")
         return tried or _unknown(f"{path} can be opened; not tried: the default launch is not to be had")
@@ -773,39 +835,41 @@ class _Trial(Launch):
     that says a word and tries ordinary programs. Each ends with `end`.
     """
 
-    def __init__(self, identity: Identity, options: GVisorOciRunOptions, images: Mapping[str, stage.Sealed]) -> None:
+    def __init__(
+        self,
+        identity: Identity,
+        options: GVisorOciRunOptions,
+        staged: stage.Staged,
+        *,
+        in_place: bool = False,
+    ) -> None:
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self._reader, self._writer = os.pipe2(os.O_CLOEXEC)
         stdio = (self._null, self._writer, self._writer)
         bundle = OciBundle.build(["sh", "-c", _GUEST])
-        super().__init__(secrets.token_hex(16), bundle, options, stdio=stdio)
-        self._identity, self._images = identity, images
+        super().__init__(secrets.token_hex(16), bundle, options, stdio=stdio, in_place=in_place, die_with_parent=True)
+        self._identity, self._staged = identity, staged
+        self._forked = 0
+        """What was replaced in place by runsc."""
 
-    def run(self, key: str | None = None) -> confine.Confined:
-        """What the child showed and answered. Raises what a launch raises in Confine."""
+    def run(self, key: str, identity: Identity | None = None) -> confine.Confined:
+        """What the child showed and answered, which is known by `key` from then on. Raises what a launch raises in
+        Confine.
+        """
         where = next((p for p in _PLACES if os.path.isdir(p) and not os.path.islink(p)), None)
         if where is None:
             raise FileNotFoundError(errno.ENOENT, f"none of {', '.join(_PLACES)} is there to try it on")
         assert isinstance(self._bundle, OciBundle)
         self._guest = prepare.look_at_bundle(self._bundle)
-        descriptors = {name: item.fd for name, item in self._images.items()}
-        method = (StageMethod.SET if len(descriptors) > 1 else StageMethod.SEALED).value
-        self._staged = stage.Staged(descriptors, {name: item.sha256 for name, item in self._images.items()}, method)
         above, _, name = where.rpartition("/")
         directory = os.open(where, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             self.place = Place(-1, os.fsencode(above), name, directory=directory)
             self._plan = self._child_plan(Confinement.MOUNT_LOCKED)
-            # A key of its own: the first trial asks anew, and a launch's answers are its own.
-            self.confined = confine.start(self._plan, key or self.key, self.options, fresh=None)
+            self.confined = confine.start(self._plan, key, self.options, fresh=None, identity=identity)
             return self.confined
         finally:
             os.close(directory)
-
-    @property
-    def key(self) -> str:
-        """What its answers are known by."""
-        return f"doctor {self.launch_id}"
 
     def launch(self, seconds: float = TRIAL_SECONDS) -> bytes:
         """What the guest and runsc said, with STARTED at the beginning where it ran.
@@ -813,7 +877,10 @@ class _Trial(Launch):
         Raises what a launch raises in Exec, and TimeoutError for a guest that has not ended in time.
         """
         assert self.confined is not None
-        exec_.in_child(self.confined, *self._command())
+        if self._in_place:
+            self._become()
+        else:
+            exec_.in_child(self.confined, *self._command())
         self._close("_writer")
         output, end = b"", time.monotonic() + seconds
         while len(output) < 1 << 16:
@@ -824,6 +891,23 @@ class _Trial(Launch):
             output += piece
         return output
 
+    def _become(self) -> None:
+        """Have a fork of this process, which has no other threads, be replaced by runsc."""
+        assert self.confined is not None
+        if (pid := os.fork()) == 0:
+            try:
+                for target, fd in enumerate((self._null, self._writer, self._writer)):
+                    os.dup2(fd, target)
+                command = self._command()
+                exec_.join(self.confined, self._plan)
+                exec_.in_place(self._image_in_place(), *command)
+            except BaseException as error:
+                os.write(1, f"{type(error).__name__}: {error}\n".encode())
+            finally:
+                os._exit(_child.FAILED)
+        self._forked = pid
+        self.confined.child.hang_up()  # the fork has the link too, until it is in the child's namespaces
+
     def _close(self, name: str) -> None:
         if (fd := getattr(self, name)) >= 0:
             setattr(self, name, -1)
@@ -833,6 +917,16 @@ class _Trial(Launch):
         """End the child, if there is one."""
         for name in ("_null", "_reader", "_writer"):
             self._close(name)
+        pid, self._forked = self._forked, 0
+        if pid:
+            with suppress(OSError):  # it was waited for by nobody else: the number is its own
+                pidfd = os.pidfd_open(pid)
+                try:
+                    _linux.kill_with_all_below(pid, pidfd)
+                finally:
+                    os.close(pidfd)
+            with suppress(ChildProcessError):
+                os.waitpid(pid, 0)
         if self.confined is not None:
             self.confined.child.end()
             self.confined = None
@@ -845,9 +939,9 @@ def _confinement(patient: _Patient) -> Finding:
     images = {}
     try:
         images["runsc"] = stage.sealed(resolve.JudgedFile(program, source, resolve.Snapshot.of(source)))
-        trial = _Trial(patient.who(), GVisorOciRunOptions(program=Program.PLAIN), images)
+        trial = _Trial(patient.who(), GVisorOciRunOptions(program=Program.PLAIN), _staged(images))
         try:
-            shown_ = dict(trial.run().shown)
+            shown_ = dict(trial.run("").shown)
         finally:
             trial.end()
     except LaunchError as error:
@@ -860,6 +954,7 @@ def _confinement(patient: _Patient) -> Finding:
     finally:
         os.close(source)
         stage.close(images)
+    patient.ids = str(shown_["ids"])
     patient.confinement = str(shown_["confined"])
     refused = len(shown_["canaries"])
     found = (
@@ -869,15 +964,49 @@ def _confinement(patient: _Patient) -> Finding:
     return _yes(found, shown_)
 
 
+def _staged(images: Mapping[str, stage.Sealed]) -> stage.Staged:
+    """Sealed files as a launch stages them that keeps nothing."""
+    descriptors = {name: item.fd for name, item in images.items()}
+    method = (StageMethod.SET if len(descriptors) > 1 else StageMethod.SEALED).value
+    return stage.Staged(
+        descriptors, {name: item.sha256 for name, item in images.items()}, method, (*descriptors.values(),)
+    )
+
+
+def _images(patient: _Patient) -> stage.Staged:
+    """What a launch would execute: the kept files, where there are any; what it would seal otherwise."""
+    assert patient.judged is not None
+    if patient.staged is None:
+        found = kept.find(patient.judged, patient.who())
+        if found is not None and found.digests == patient.digests:
+            patient.staged = stage.stage(StageMethod.KEPT.value, patient.judged, {}, -1, b"", kept=found)
+        else:
+            if found is not None:
+                found.close()
+            patient.staged = _staged(stage.seal_all(patient.judged))
+    return patient.staged
+
+
 def _release(patient: _Patient) -> Finding:
-    """What the judged binary says of itself, from its sealed bytes, in the confinement."""
+    """What the judged binary says of itself, from the very bytes that were judged, in the confinement."""
     if patient.judged is None or patient.confinement is None:
         missing = "there is no trusted runsc" if patient.judged is None else "there is no confinement to ask it in"
         return _unknown(f"not asked: {missing}")
-    images = stage.seal_all(patient.judged)
+    # Its answers last where the guest that ran does: each is for these bytes, here and now.
+    caller = patient.who() if patient.remember else None
+    told = answers.noted(patient.question("release"), caller) if caller and patient.known("launch") else {}
     try:
-        patient.trial = _Trial(patient.who(), GVisorOciRunOptions(platform=Platform.AUTO), images)
-        confined = patient.trial.run()
+        if told:
+            release = runsc.Release(**{**told, "platforms": tuple(told["platforms"])})
+            platform: str | None = runsc.choose_platform(release, Platform.AUTO)
+        else:
+            patient.trial = _Trial(patient.who(), GVisorOciRunOptions(platform=Platform.AUTO), _images(patient))
+            confined = patient.trial.run(patient.key)
+            assert confined.release is not None
+            release, platform = confined.release, confined.platform
+            if caller:
+                data = {name: getattr(release, name) for name in ("version", "text", "platforms", "default_platform")}
+                answers.note(patient.question("release"), {**data, "flags": dict(release.flags)}, caller)
     except LaunchError as error:
         return _no(
             "does not answer as runsc",
@@ -885,27 +1014,31 @@ def _release(patient: _Patient) -> Finding:
             error.hint or "install gVisor's own runsc",
             {"error": error.as_dict()},
         )
-    finally:
-        stage.close(images)
-    release = patient.release = confined.release
-    assert release is not None
-    patient.platform = confined.platform
-    found = f"{release.version}, platforms {', '.join(release.platforms)}; auto takes {confined.platform}"
+    patient.release, patient.platform = release, platform
+    found = f"{release.version}, platforms {', '.join(release.platforms)}; auto takes {platform}"
     details = {
         "version": release.version,
         "text": release.text,
         "platforms": list(release.platforms),
         "default_platform": release.default_platform,
-        "auto": confined.platform,
+        "auto": platform,
     }
     return _yes(found, details)
 
 
 def _launch(patient: _Patient) -> Finding:
-    """The default launch itself: the child that was asked becomes runsc, and a guest runs."""
-    if patient.trial is None or patient.release is None:
+    """The default launch itself: the child that was asked becomes runsc, and a guest runs; then other ways begin."""
+    if patient.release is None:
         return _unknown("not tried: the release is not known")
-    finding, patient.said = _tried_launch(patient.trial)
+    if patient.trial is None and (known := patient.known("launch")):
+        finding, patient.said = known
+    elif patient.trial is None:
+        return _unknown("not tried: the release is not known")
+    else:
+        finding, patient.said = _tried_launch(patient.trial)
+        patient.learn("launch", finding, patient.said)
+    if patient.said:
+        _begin_other_launches(patient)
     return finding
 
 
@@ -936,25 +1069,113 @@ def _why_not_started(said: bytes) -> tuple[str, str]:
     return text, "see runsc's own debug log, and try another release of runsc or another platform"
 
 
-def _other_launch(patient: _Patient, options: GVisorOciRunOptions, seconds: float = TRIAL_SECONDS) -> Finding | None:
-    """The same in another way; None when that is not to be tried, because the default is not to be had."""
-    if patient.judged is None or patient.release is None or not patient.said:
-        return None
-    images = stage.seal_all(patient.judged)
-    trial = _Trial(patient.who(), options, images)
+class _Attempt:
+    """Another way, tried in a fork of this process; in itself, when its finding is asked for, where it has threads."""
+
+    def __init__(
+        self, patient: _Patient, options: GVisorOciRunOptions, seconds: float, *, in_place: bool = False
+    ) -> None:
+        self._try: Callable[[], Finding] = lambda: _other_launch(patient, options, seconds, in_place=in_place)
+        self._pid, self._reader = 0, -1
+        self._end = time.monotonic() + seconds + TRIAL_SECONDS
+        if threads() > 1:
+            return
+        self._reader, writer = os.pipe2(os.O_CLOEXEC)
+        self._pid = os.fork()
+        if self._pid == 0:
+            try:
+                data = json.dumps(_as_data(self._try())).encode()
+                while data:
+                    data = data[os.write(writer, data) :]
+            finally:
+                os._exit(0)
+        os.close(writer)
+
+    def finding(self) -> Finding:
+        """What came of it."""
+        if not self._pid:
+            return self._try()
+        said = b""
+        while readable(self._reader, self._end) and (piece := os.read(self._reader, 1 << 16)):
+            said += piece
+        self.close()
+        try:
+            data = json.loads(said)
+            return Finding(**{**data, "ok": Answer(data["ok"])})
+        except (ValueError, TypeError):
+            return _unknown("not found out: the process that tried it has ended")
+
+    def close(self) -> None:
+        """End what is left of it."""
+        pid, self._pid = self._pid, 0
+        if pid:
+            os.close(self._reader)
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)  # its child dies with it; what it began in place ends by itself
+            with suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+
+
+def _as_data(finding: Finding) -> dict[str, Any]:
+    plain = _plain(vars(finding))
+    return {name: plain[name] for name in ("ok", "found", "cause", "mend", "details")}
+
+
+def _begin_other_launches(patient: _Patient) -> None:
+    """Try the ways that the checks after this speak of, those at once that did not work out before."""
+    assert patient.release is not None
+    auto, network = GVisorOciRunOptions(platform=Platform.AUTO), NetworkMode
+    ways = {
+        "network sandbox": (replace(auto, network_mode=network.SANDBOX), TRIAL_SECONDS, False),
+        "network host": (replace(auto, network_mode=network.HOST), TRIAL_SECONDS, False),
+        "in place": (auto, TRIAL_SECONDS, True),
+    }
+    default = GVisorOciRunOptions()
+    if default.platform != patient.platform and default.platform in patient.release.platforms:
+        ways["default platform"] = (default, TRIAL_SECONDS, False)
+    if os.access("/dev/kvm", os.R_OK | os.W_OK):
+        # Where the device cannot run a guest, some releases say so, and others hang.
+        ways["kvm"] = (replace(auto, platform=Platform.KVM), KVM_SECONDS, False)
+    tried = {name: way for name, way in ways.items() if patient.known(name) is None}
+    if tried:
+        _images(patient)  # once, for all of them
+    for name, (options, seconds, in_place) in tried.items():
+        patient.attempts[name] = _Attempt(patient, options, seconds, in_place=in_place)
+
+
+def _way(patient: _Patient, name: str) -> Finding | None:
+    """What came of the launch that the check `name` speaks of; None where it is not tried."""
+    if (attempt := patient.attempts.get(name)) is not None:
+        finding = attempt.finding()
+        patient.learn(name, finding)
+        return finding
+    known = patient.known(name) if patient.said else None
+    return None if known is None else known[0]
+
+
+def _other_launch(patient: _Patient, options: GVisorOciRunOptions, seconds: float, *, in_place: bool) -> Finding:
+    """What came of a guest in another way than the default one."""
+    trial = None
     try:
-        trial.run()
+        if in_place and threads() > 1:
+            return _unknown("not tried: this process has several threads, and can be replaced by nothing")
+        trial = _Trial(patient.who(), options, _images(patient), in_place=in_place)
+        trial.run(patient.key)
         return _tried_launch(trial, seconds)[0]
     except LaunchError as error:
         return _no("it is refused", str(error), error.hint or "a newer release of runsc")
+    except Exception as error:  # as in `_guarded`
+        return _unknown(f"could not be looked at: {type(error).__name__}: {error}")
     finally:
-        trial.end()
-        stage.close(images)
+        if trial is not None:
+            trial.end()
 
 
-def _network_sandbox(patient: _Patient) -> Finding:
-    tried = _other_launch(patient, GVisorOciRunOptions(platform=Platform.AUTO, network_mode=NetworkMode.SANDBOX))
-    return tried or _unknown("not tried: the default launch is not to be had")
+def _tried_way(name: str) -> Callable[[_Patient], Finding]:
+    def look(patient: _Patient) -> Finding:
+        return _way(patient, name) or _unknown("not tried: the default launch is not to be had")
+
+    return look
 
 
 def _library_default(patient: _Patient) -> Finding:
@@ -968,8 +1189,7 @@ def _library_default(patient: _Patient) -> Finding:
         return _no(f"{wanted} is missing", str(error), "pass platform=Platform.AUTO, or install a newer runsc")
     if wanted == patient.platform:
         return _yes(f"{wanted} is what auto takes")
-    tried = _other_launch(patient, GVisorOciRunOptions())
-    return tried or _unknown("not tried: the default launch is not to be had")
+    return _way(patient, "default platform") or _unknown("not tried: the default launch is not to be had")
 
 
 def _programs(patient: _Patient) -> Finding:
@@ -1032,7 +1252,9 @@ _CHECKS: Mapping[str, tuple[Callable[[_Patient], Finding], tuple[Feature, ...]]]
     "default platform": (_library_default, (Feature.SYSTRAP,)),
     "kvm": (_kvm, (Feature.KVM,)),
     "network namespaces": (_network_namespaces, (Feature.SANDBOX,)),
-    "network sandbox": (_network_sandbox, (Feature.SANDBOX,)),
+    "network sandbox": (_tried_way("network sandbox"), (Feature.SANDBOX,)),
+    "network host": (_tried_way("network host"), (Feature.HOST,)),
+    "in place": (_tried_way("in place"), (Feature.IN_PLACE,)),
     "landlock": (_landlock, (Feature.LANDLOCK,)),
     "cgroups": (_cgroups, (Feature.CGROUPS,)),
     "mount flags": (_mount_flags, (Feature.COPY,)),

@@ -160,6 +160,25 @@ class Foreseen:
     why: str = ""
 
 
+def find(judged: Judged, identity: Identity) -> Kept | None:
+    """What `provide` would find, with nothing made or changed; None where it would make it, or fail."""
+    try:
+        if not identity.host_root:
+            if kept := _of_root(judged, identity):
+                return kept
+            if _are_roots(judged, identity):
+                return _in_place(judged)
+        path = cache_path(identity)
+        cache = open_cache(path, identity, create=False)
+        try:
+            _see_executable(cache, path, identity)
+            return _find(cache, path, judged, identity, renew=False)
+        finally:
+            linux.close(cache)
+    except (_Differs, LaunchError, OSError):
+        return None
+
+
 def foresee(judged: Judged, identity: Identity) -> Foreseen:
     """What a launch would execute, with nothing made or changed."""
     names = stage.named(judged)
@@ -200,13 +219,14 @@ def still(kept: Kept, judged: Judged, identity: Identity) -> bool:
 
 def bytes_of(file: File) -> str:
     """SHA-256 of the bytes themselves, read once in a process for as long as the file's times are the same."""
-    return _hashed(file.fd, file.snapshot)
+    return hashed(file.fd, file.snapshot)
 
 
 _hashes: dict[Snapshot, str] = {}
 
 
-def _hashed(fd: int, snapshot: Snapshot) -> str:
+def hashed(fd: int, snapshot: Snapshot) -> str:
+    """SHA-256 of what lies behind `fd`, read once in a process for as long as `snapshot` is true of it."""
     if snapshot not in _hashes:
         while len(_hashes) > 64:
             _hashes.pop(next(iter(_hashes)))
@@ -297,7 +317,7 @@ def _are_roots(judged: Judged, identity: Identity) -> bool:
 def _in_place(judged: Judged) -> Kept:
     files = {}
     for name, file in stage.named(judged).items():
-        files[name] = File(file.path, linux.dup(file.fd), file.snapshot, _hashed(file.fd, file.snapshot))
+        files[name] = File(file.path, linux.dup(file.fd), file.snapshot, hashed(file.fd, file.snapshot))
     return Kept(files, "in place")
 
 
@@ -705,6 +725,9 @@ __all__ = [
     "cache_path",
     "collect",
     "executed",
+    "find",
+    "foresee",
+    "hashed",
     "open_cache",
     "places",
     "provide",

@@ -78,7 +78,9 @@ def forged(cache: Path, text: str) -> None:
     file.write_text(text)
 
 
-WEAK = json.dumps({"ids": "one", "answers": [[0, "runsc version 1"], [0, ""], [9, _child.AS_ANOTHER.decode()]]})
+def weak() -> str:
+    said = [[0, "runsc version 1"], [0, ""], [9, _child.AS_ANOTHER.decode()]]
+    return json.dumps({"where": answers._where(), "told": {"ids": "one", "answers": said}})
 
 
 @pytest.mark.parametrize(
@@ -86,10 +88,10 @@ WEAK = json.dumps({"ids": "one", "answers": [[0, "runsc version 1"], [0, ""], [9
     [
         lambda cache: forged(cache, ""),
         lambda cache: forged(cache, "[]"),
-        lambda cache: forged(cache, '{"ids": null}'),
-        lambda cache: forged(cache, '{"ids": null, "answers": [[1]]}'),
+        lambda cache: forged(cache, json.dumps({"where": answers._where()})),
+        lambda cache: forged(cache, json.dumps({"where": answers._where(), "told": {"ids": 1, "answers": [[1]]}})),
         lambda cache: forged(cache, "[" * 5000),
-        lambda cache: forged(cache, WEAK),
+        lambda cache: forged(cache, weak()),
         lambda cache: (cache / "answers").chmod(0o777),
         lambda cache: cache.chmod(0o777),
         lambda cache: (cache / "answers").rename(cache / "aside") and (cache / "answers").symlink_to("aside"),

@@ -214,8 +214,27 @@ def test_what_a_release_cannot_do(first_mode: Mode, runsc_old: Path, runsc_new: 
 
 def test_each_way_is_tried(first_mode: Mode, runsc_old: Path, runsc_new: Path) -> None:
     """The sandbox network with a guest on it, and the refusal of a release that has none."""
-    assert ask(first_mode, "--runsc", runsc_new)["network sandbox"]["found"] == "a guest ran and ended"
-    assert "no sandbox network" in ask(first_mode, "--runsc", runsc_old)["network sandbox"]["cause"]
+    new, old = (ask(first_mode, "--again", "--runsc", runsc) for runsc in (runsc_new, runsc_old))
+    for way in ("network sandbox", "network host", "in place"):
+        assert new[way]["found"] == "a guest ran and ended", new[way]
+    assert "no sandbox network" in old["network sandbox"]["cause"]
+    assert old["network host"]["ok"] == old["in place"]["ok"] == "yes"
+
+
+def test_what_ran_is_remembered(modes: dict[str, Mode], base: Path, runsc_new: Path) -> None:
+    """With when it ran; not by who may do other things, and not when all is to be tried again."""
+    mode = modes["user"]
+
+    def told(*more: str | Path) -> dict[str, Any]:
+        return ask(mode, "--runsc", runsc_new, *more)["launch"]
+
+    assert "tried" not in told("--again")["details"]
+    again = told()
+    assert again["ok"] == "yes" and again["details"]["tried"] in again["found"] and "--again" in again["found"]
+    limited = Told(mode.run(["prlimit", "--nofile=5000:5000", mode.python, "-m", "nucleus_gvisor.runtime.cli", "doctor",
+                             "--json", "--runsc", str(runsc_new)]))  # fmt: skip
+    assert limited["launch"]["ok"] == "yes" and "tried" not in limited["launch"]["details"]
+    assert "tried" not in told("--again")["details"]
 
 
 @pytest.mark.parametrize(
