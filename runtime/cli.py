@@ -672,8 +672,8 @@ def _wait(process: SandboxProcess, relay: Relay, timeout: float | None) -> int:
     def forward(number: int, _: object) -> None:
         process.send_signal(number)
 
-    # From a terminal, SIGINT and SIGQUIT reach the guest's supervisor by themselves.
-    keyboard = signal.SIG_IGN if sys.stdin is not None and sys.stdin.isatty() else forward
+    # From a terminal, SIGINT and SIGQUIT reach the guest's supervisor by themselves, and we hear of them.
+    keyboard = (lambda *_: None) if sys.stdin is not None and sys.stdin.isatty() else forward
     handlers = dict.fromkeys((signal.SIGINT, signal.SIGQUIT), keyboard)
     handlers |= dict.fromkeys((signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2), forward)
     with handling(handlers) as signalled:

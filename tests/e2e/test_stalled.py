@@ -1,10 +1,12 @@
 """A reader that stalls keeps the command line from nothing but its own output."""
 
+import fcntl
 import hashlib
 import os
 import select
 import signal
 import subprocess
+import termios
 from pathlib import Path
 
 import pytest
@@ -99,3 +101,36 @@ def test_a_disk_that_is_full(mode: Mode, release: Release) -> None:
     assert [line for line in lines if "nucleus-gvisor" in line] == [
         "nucleus-gvisor: copying stdout failed: No space left on device"
     ]
+
+
+# ---- Ctrl-C at a terminal, which the kernel sends to the guest's supervisor as well ----
+
+
+def typed(mode: Mode, release: Release, *words: str) -> "tuple[subprocess.Popen[str], int]":
+    """The command line with a terminal of its own as standard input, and a pipe to which it writes; and its keys."""
+    pin = hashlib.sha256(release.path.read_bytes()).hexdigest()
+    keys, terminal = os.openpty()
+    argv = ["run", "--runsc", os.fspath(release.path), "--pin", pin, "--max-output", "1G", "--", *words]
+    try:
+        process = mode.popen(
+            [mode.python, "-m", "nucleus_gvisor.runtime.cli", *argv],
+            stdin=terminal,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+    finally:
+        os.close(terminal)
+    return process, keys
+
+
+@pytest.mark.parametrize("count", [MUCH, 130_000])
+def test_a_key(mode: Mode, release: Release, count: int) -> None:
+    """While the guest runs, and once it has ended: it ends the command, which waits for the reader."""
+    process, keys = typed(mode, release, "head", "-c", str(count), "/dev/zero")
+    with process:
+        await_output(process)
+        while count != MUCH and children(process.pid):
+            select.select([], [], [], 0.02)
+        os.write(keys, b"\x03")
+        assert process.wait(300) == 128 + signal.SIGINT
+    os.close(keys)
