@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.hostile.bench import DRIVER
-from tests.hostile.sweep import sweep
+from tests.hostile.sweep import pairs, sweep
 from tests.hostile.sweep.faults import ERRORS, SIGNALS
 from tests.hostile.sweep.sweep import Point, Result
-from tests.hostile.sweep.trap import Fault
+from tests.hostile.sweep.trap import Fault, adopt_orphans
+from tests.setup.provision import NEWER, test_base
 from tests.support.modes import NAMES
+from tests.support.places import private_directory
 
 COLUMNS = {"points": 8, "injections": 12, "alike": 7, "by strace": 11, "violations": 12, "seconds": 9}
 
@@ -31,8 +33,11 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=3 * len(os.sched_getaffinity(0)), help="how many at once")
     parser.add_argument("--driver", type=Path, help="the launcher to try, as tests/hostile/driver.py is one")
     parser.add_argument("--before", default="", metavar="CODE", help="Python that spoils the launching process first")
+    parser.add_argument("--pairs", action="store_true", help="two signals, at each two calls of an ending")
     parser.add_argument("--no-strace", action="store_true", help="without the part that strace does")
     given = parser.parse_args()
+    if given.pairs:
+        return _pairs()
     driver = given.driver.read_text() if given.driver else DRIVER
     rest = [*(["--driver", str(given.driver)] if given.driver else [])]
     rest += ["--before", given.before] if given.before else []
@@ -50,6 +55,21 @@ def main() -> int:
         print(f"seed {given.seed}")
     print("ended in: " + ", ".join(f"{name} {count}" for name, count in total.most_common()))
     print(f"{bad} violations, {time.monotonic() - began:.0f} s")
+    return 1 if bad else 0
+
+
+def _pairs() -> int:
+    adopt_orphans()  # what an ending leaves
+    bad = 0
+    with private_directory() as base:
+        for name, (work, always) in pairs.kinds(test_base() / NEWER, base).items():
+            struck = list(pairs.pairs(work, base, always))
+            found = [(at, pairs.problems(name, ended)) for at, ended in struck]
+            found = [(at, texts) for at, texts in found if texts]
+            bad += len(found)
+            print(f"{name:26}{len(struck):5} pairs, {len(found)} violations", flush=True)
+            for at, texts in found:
+                print(f"  at the calls {at} and {at + 1}: {'; '.join(texts)}")
     return 1 if bad else 0
 
 
