@@ -457,7 +457,8 @@ class _Held(list[int]):
         while self:
             os.close(self.pop())
 
-    __del__ = close
+    def __del__(self) -> None:
+        self.close()
 
 
 def kill_with_all_below(pid: int, pidfd: int) -> None:
