@@ -71,6 +71,8 @@ fuzz: setup-test ## Everything that parses, with inputs that were never tried, f
 bench: setup-test ## Measure launches and sandboxes
 	@$(BIN)/python benchmarks/run.py
 	@$(BIN)/python benchmarks/sandbox.py
+	@$(BIN)/python benchmarks/bounds.py --runsc "$$($(BIN)/python -c \
+		'from tests.setup import provision; print(provision.test_base())')/releases/20260831/runsc"
 
 clean: ## Remove what was built here (not the machine's packages, nor the test base)
 	@rm -rf .venv build dist *.egg-info htmlcov .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
