@@ -629,9 +629,7 @@ def lay_out(work: int, plan: Plan) -> None:
     config = os.open(
         "config.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=bundle
     )
-    left = memoryview(plan["config"])
-    while left:
-        left = left[os.write(config, left) :]
+    linux.write_all(config, plan["config"])
     os.close(config)
     os.close(bundle)
     if plan["trial"]:

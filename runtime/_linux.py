@@ -346,14 +346,23 @@ def receive(link: Any, size: int, most: int) -> tuple[bytes, list[int]]:
     wanted, extra = False, list[Any]()
     try:
         packet, extra, flags, _ = link.recvmsg(size, space, _socket.MSG_CMSG_CLOEXEC)
-        fds = [fd for *_, data in extra for (fd,) in struct.iter_unpack("i", data)]
         wanted = not flags & _socket.MSG_CTRUNC
-        return packet, fds if wanted else []
+        return packet, _descriptors(extra) if wanted else []
     finally:
         if not wanted:  # or it was interrupted
-            for *_, data in extra:
-                for (fd,) in struct.iter_unpack("i", data):
-                    os.close(fd)
+            for fd in _descriptors(extra):
+                os.close(fd)
+
+
+def _descriptors(extra: list[Any]) -> list[int]:
+    return [fd for *_, data in extra for (fd,) in struct.iter_unpack("i", data)]
+
+
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    """write(2), which takes as much as there is room for, until it has taken all."""
+    left = memoryview(data)
+    while left:
+        left = left[os.write(fd, left) :]
 
 
 def no_new_privs() -> None:

@@ -64,8 +64,7 @@ class _ToFile:
         self._fd = fd
 
     def take(self, piece: memoryview) -> None:
-        while piece:
-            piece = piece[os.write(self._fd, piece) :]
+        linux.write_all(self._fd, piece)
 
     def close(self) -> None:
         fd, self._fd = self._fd, -1
@@ -98,7 +97,8 @@ class Capture:
         # What is read out of it as a whole is not copied once more.
         self._parts: dict[int, io.BytesIO] = {fd: io.BytesIO() for fd in limits}
         self._open = set(limits)
-        self._feed, self._data, self._source, self._pieces = feed, memoryview(data), source, pieces
+        self._feed, self._source, self._pieces = feed, source, pieces
+        self._data = memoryview(data)
         self.exceeded: bool = False
         """Did it write more than was wanted."""
         self.failed: tuple[str, OSError] | None = None

@@ -11,6 +11,7 @@ import tty
 from contextlib import suppress
 from typing import Any
 
+from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.capture import CHUNK
 from nucleus_gvisor.runtime.sandbox import GuestProcess
 from nucleus_gvisor.runtime.streams import handling
@@ -74,13 +75,10 @@ def _relay(process: GuestProcess[Any], stdin: int, stdout: int, signalled: int) 
             with suppress(BlockingIOError):
                 typed = typed[os.write(guest, typed) :]
         if guest in ready:
-            shown = _read(guest)
-            while shown:
-                shown = shown[os.write(stdout, shown) :]
+            linux.write_all(stdout, _read(guest))
         if ended in ready:
             while shown := _read(guest):
-                while shown:
-                    shown = shown[os.write(stdout, shown) :]
+                linux.write_all(stdout, shown)
             return
 
 

@@ -219,8 +219,7 @@ class Relay:
         target = self._drains[pipe][1]
         if _is_file(target):  # which takes what there is room for
             try:
-                while piece:
-                    piece = piece[os.write(target, piece) :]
+                linux.write_all(target, piece)
             except OSError as error:
                 self._fail(pipe, error)
         else:
@@ -285,8 +284,7 @@ class Writer(threading.Thread):
     def run(self) -> None:
         while self._given.acquire() and (piece := self._piece) is not None:
             try:
-                while piece:
-                    piece = piece[os.write(self._target, piece) :]
+                linux.write_all(self._target, piece)
             except OSError as error:
                 self.failed = error
             os.eventfd_write(self.idle, 1)

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.bundle import HostPath
 from nucleus_gvisor.runtime.capture import DEVNULL, PIPE, Pipes, TooLarge
 
@@ -296,9 +297,7 @@ class Received:
             if not size:
                 break
             self._count(size)
-            left = memoryview((yield size))
-            while left:
-                left = left[os.write(self._file, left) :]
+            linux.write_all(self._file, (yield size))
         if folder is not None:
             os.fchmod(self._file, mode)
         file, self._file = self._file, -1
