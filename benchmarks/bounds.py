@@ -189,6 +189,9 @@ def main() -> None:
     above = Path(os.environ.get("NUCLEUS_GVISOR_CACHE", Path.home() / ".cache"))
     above.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix="nucleus-gvisor-bench-", dir=above))
+    # As where a package is installed: its code is compiled.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = os.fspath(scratch / "compiled")
     os.environ |= {"RUNSC_PATH": os.fspath(runsc), "NUCLEUS_GVISOR_CACHE": os.fspath(scratch / "cache")}
     try:
         release = GVisorRuntime.with_path(runsc).release()

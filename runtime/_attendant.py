@@ -13,20 +13,24 @@ Like `_child` it imports only what is cheap, and runs from a fork and in a fresh
 its guest one day, and has the same user: so this process cannot be traced by it, and holds nothing of the host.
 """
 
+from __future__ import annotations
+
 import _signal  # type: ignore[import-not-found]
-import array  # noqa: F401 - `socket.recv_fds` imports it, and what is a file of the host's is out of reach by then
+import _socket  # socket without all that it imports
 import errno
 import fcntl
 import marshal
 import os
 import select
-import socket
 import struct
 import sys
 import termios
 import time
-from collections.abc import Iterable
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
 
 try:
     from nucleus_gvisor.runtime import _linux as linux
@@ -36,6 +40,7 @@ except ImportError:
 MAX_PACKET = 1 << 16
 MAX_DESCRIPTORS = 8
 NAME = b"ngv-attendant"
+DESCRIPTOR = struct.Struct("=i")
 STATUS = struct.Struct("=i")
 """What a command's channel carries in the end: its wait status."""
 REFUSED = b"-"
@@ -68,7 +73,7 @@ class Watch:
         self._disk: float | None = None
         self._store = ""
 
-    def begin(self, limits: "dict[str, Any]", given: list[int]) -> None:
+    def begin(self, limits: dict[str, Any], given: list[int]) -> None:
         """Watch `limits`; `given` has, where a cgroup has the memory, the file that tells whom the kernel killed."""
         now = time.monotonic()
         self._end = now + limits.get("lifetime", float("inf"))
@@ -231,7 +236,7 @@ def _attend(link: int, owner: int, image: int, env: dict[bytes, bytes], supervis
         for fd, _ in ready:
             if fd == link:
                 # A child of the owner's may hold the other end too: its end is one sign of the owner's, not the only.
-                packet, given, flags, _ = socket.recv_fds(sock, MAX_PACKET, MAX_DESCRIPTORS)
+                packet, given, whole = _receive(sock)
                 if not packet:
                     return
                 word, *rest = marshal.loads(packet)
@@ -240,7 +245,7 @@ def _attend(link: int, owner: int, image: int, env: dict[bytes, bytes], supervis
                 elif word == "ahead":
                     commands.want(*rest)
                 else:
-                    commands.take(word, rest, given, whole=not flags & socket.MSG_CTRUNC)
+                    commands.take(word, rest, given, whole=whole)
             elif fd in (boss, supervisor):
                 return
             else:
@@ -307,7 +312,7 @@ class Command:
 class Commands:
     """The commands that run, and those that wait ahead, one of a kind."""
 
-    def __init__(self, image: int, env: dict[bytes, bytes], poll: "select.poll") -> None:
+    def __init__(self, image: int, env: dict[bytes, bytes], poll: select.poll) -> None:
         self._image, self._env, self._poll = image, env, poll
         self._waited: dict[int, Command] = {}
         """By each descriptor that is waited for."""
@@ -502,11 +507,19 @@ class Commands:
             self._poll.unregister(fd)
 
 
+def _receive(link: Any) -> tuple[bytes, list[int], bool]:
+    """A packet with its descriptors, and whether those are all: there may be no room for more."""
+    packet, extra, flags, _ = link.recvmsg(MAX_PACKET, _socket.CMSG_LEN(MAX_DESCRIPTORS * DESCRIPTOR.size))
+    given = [fd for *_, data in extra for (fd,) in DESCRIPTOR.iter_unpack(data)]
+    return packet, given, not flags & _socket.MSG_CTRUNC
+
+
 def _say(channel: int, packet: bytes, *descriptors: int) -> None:
     """Tell a command's owner, should there be one still."""
     link = linux.packets(channel)
     try:
-        socket.send_fds(link, [packet], descriptors)
+        data = b"".join(map(DESCRIPTOR.pack, descriptors))
+        link.sendmsg([packet], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, data)] if descriptors else [])
     except OSError:
         pass  # nobody wants to know
     finally:

@@ -12,15 +12,18 @@ turns the flags into locked ones. Then signals and abstract sockets are scoped, 
 Kernel rules: mount_namespaces(7) "Restrictions on mount namespaces", mount_setattr(2), pivot_root(2), landlock(7).
 """
 
+from __future__ import annotations
+
 import _signal  # type: ignore[import-not-found]  # signal without its enumerations: a millisecond less
 import marshal
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, Any, NoReturn
 
-if TYPE_CHECKING:  # a module less
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # a fresh interpreter does without these modules, and the dozen that they import
     from collections.abc import Callable
+    from typing import Any, NoReturn
 
 try:
     from nucleus_gvisor.runtime import _attendant
@@ -57,7 +60,7 @@ TRIAL = (
 KERNEL_SETTINGS = (b"/proc/sys", b"/proc/sysrq-trigger", b"/proc/irq", b"/proc/bus", b"/proc/fs")
 DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
-Plan = dict[str, Any]
+Plan = dict[str, "Any"]
 """Marshal data; the keys are those of runtime/steps/confine.py."""
 
 
@@ -315,7 +318,7 @@ def privileged() -> bool:
     return any(line.startswith(b"CapEff:") and int(line.split()[1], 16) >> 21 & 1 for line in lines)
 
 
-def enter_user_namespace(more: int, ask: "Callable[[], bool] | None" = None) -> bool:
+def enter_user_namespace(more: int, ask: Callable[[], bool] | None = None) -> bool:
     """A user namespace (and those in `more`) in which the caller's ids are root's and no other id exists.
 
     Or one with more ids, which somebody outside has mapped when `ask` says so, who alone may. Was it that.
@@ -338,7 +341,7 @@ def _ask_for_ids(link: int) -> bool:
     return _receive(link) == ("mapped", True)
 
 
-def _mapper() -> "Callable[[], bool]":
+def _mapper() -> Callable[[], bool]:
     """Have a process that stays in this user namespace map all its ids, each as itself, in the one entered next.
 
     The parent is in none of the two, and may not.
@@ -772,14 +775,17 @@ def _materialise(work: int, images: dict[str, int]) -> int:
 
 def _loopback_up() -> None:
     """A new network namespace has its loopback down, and runsc copies what is up (netdevice(7))."""
+    import _socket
     import fcntl
-    import socket
     import struct
 
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as anything:
+    anything = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
+    try:
         request = struct.pack("16sh14x", b"lo", 0)
         flags = struct.unpack("16sh14x", fcntl.ioctl(anything, SIOCGIFFLAGS, request))[1]
         fcntl.ioctl(anything, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | IFF_UP))
+    finally:
+        anything.close()
 
 
 def _hide_root_network_mark() -> None:

@@ -4,6 +4,8 @@ Each raises OSError whose text is the call with its arguments. Constants name th
 x86-64 and of the architectures that share the generic table from 424 on (arm64, riscv64).
 """
 
+from __future__ import annotations
+
 import _signal  # type: ignore[import-not-found]  # signal without its enumerations: a millisecond less
 import _socket  # likewise
 import ctypes
@@ -14,7 +16,10 @@ import posix
 import resource
 import struct
 from _thread import _local
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # a fresh interpreter does without that module, and the dozen that it imports
+    from typing import Any
 
 # linux/sched.h
 CLONE_NEWNS = 0x00020000
@@ -343,7 +348,8 @@ def receive(link: Any, size: int, most: int) -> tuple[bytes, list[int]]:
     """
     # As socket.recv_fds, which does not hand its flags on.
     space = _socket.CMSG_LEN(most * struct.calcsize("i"))
-    wanted, extra = False, list[Any]()
+    wanted = False
+    extra: list[Any] = []
     try:
         packet, extra, flags, _ = link.recvmsg(size, space, _socket.MSG_CMSG_CLOEXEC)
         wanted = not flags & _socket.MSG_CTRUNC

@@ -7,6 +7,7 @@ import resource
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from nucleus_gvisor.model.errors import ChildDied, StepFailed
-from nucleus_gvisor.runtime import _child
+from nucleus_gvisor.runtime import _child, interpreter
 from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.steps import exec_
 from nucleus_gvisor.runtime.steps.exec_ import _ended_as_a_program
@@ -299,3 +300,13 @@ def test_a_child_that_dies_before_it_is_the_image() -> None:
     assert caught.value.observed == "signal 9"
     child.end()
     program.wait()
+
+
+def test_a_fresh_interpreter_imports_little() -> None:
+    """Each launch of a process with threads waits for it, and each living sandbox keeps it, as its companion."""
+    with interpreter.library() as (folder, _):
+        code = "import sys; sys.path.append(sys.argv[1]); import _child; print(*sys.modules)"
+        command = [sys.executable, "-I", "-S", "-c", code, folder]
+        modules = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
+    assert "_child" in modules
+    assert not {"collections", "enum", "re", "signal", "socket", "typing"} & set(modules)
