@@ -225,3 +225,28 @@ def test_runsc_is_told_nothing_that_the_launch_keeps() -> None:
     assert not any(word in text for word in ("hooks", "resources", "cgroupsPath", "devices", "selinuxLabel", "sysctl"))
     assert "getcwd" in text
     assert bundle.config["hooks"] and bundle.hooks == [("prestart[0]", {"path": "/bin/true"})]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"linux.resources.memory.reservation": "-1"},
+        {"linux.maskedPaths": [1]},
+        {"linux.devices[0]": "/dev/null"},
+        {"linux.seccomp": ["SCMP_ACT_ALLOW"]},
+        {"linux.resources.unified": ["memory.max"]},
+    ],
+    ids=lambda config: next(iter(config)),
+)
+def test_a_value_of_another_kind_is_kept_by_nobody(config: dict[str, Any]) -> None:
+    """Whoever writes the bundle chooses what stands there: it is told by its name, and nothing fails over it."""
+    ((name, value),) = config.items()
+    document: Any = value
+    for part in reversed(name.removesuffix("[0]").split(".")):
+        document = {part: [document] if name.endswith("[0]") and part == "devices" else document}
+    assert fields.lost(document, locked=True) == config
+
+
+def test_a_text_has_no_fields() -> None:
+    """One that contains a field's name neither."""
+    assert fields.lost({"linux": "resources", "mounts": ["options"]}, locked=True) == {}

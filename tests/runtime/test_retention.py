@@ -512,3 +512,28 @@ def test_the_verbs(base: Path, capsys: pytest.CaptureFixture[str], monkeypatch: 
     assert len(ledger(base)) == 4
     with pytest.raises(SystemExit):
         cli.main(["records", "prune", "--keep-records", "much"])
+
+
+# ---- what somebody has put there ----
+
+
+def test_what_is_no_file_is_no_record(base: Path, store: Store) -> None:
+    """A FIFO with a record's name counts for nothing, and nobody waits for it."""
+    leave(base, 1)
+    os.mkfifo(base / "records" / f"job-2.{'0' * 12}.ndjson")
+    os.mkdir(base / "records" / f"job-3.{'0' * 12}.ndjson")
+    assert [kept.container for kept in store.kept()] == ["job-1"]
+
+
+def test_a_ledger_that_leads_elsewhere_is_not_written_to(base: Path, store: Store) -> None:
+    """Nor is anything removed then."""
+    leave(base, 1)
+    other = base / "other"
+    other.touch()
+    (base / "records" / LEDGER).symlink_to(other)
+    bounds = RecordBounds(count=0, days=0, size=1)
+    chosen, _, _ = store.over(bounds)
+    assert [one.kept.container for one in chosen] == ["job-1"]
+    with pytest.raises(StepFailed):
+        store.remove(chosen, bounds)
+    assert (other.stat().st_size, left(base)) == (0, ["job-1"])
