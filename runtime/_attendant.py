@@ -510,8 +510,7 @@ class Commands:
 def _receive(link: Any) -> tuple[bytes, list[int], bool]:
     """A packet with its descriptors, and whether those are all: there may be no room for more."""
     packet, extra, flags, _ = link.recvmsg(MAX_PACKET, _socket.CMSG_LEN(MAX_DESCRIPTORS * DESCRIPTOR.size))
-    given = [fd for *_, data in extra for (fd,) in DESCRIPTOR.iter_unpack(data)]
-    return packet, given, not flags & _socket.MSG_CTRUNC
+    return packet, linux.descriptors(extra), not flags & _socket.MSG_CTRUNC
 
 
 def _say(channel: int, packet: bytes, *descriptors: int) -> None:

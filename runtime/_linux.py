@@ -353,14 +353,15 @@ def receive(link: Any, size: int, most: int) -> tuple[bytes, list[int]]:
     try:
         packet, extra, flags, _ = link.recvmsg(size, space, _socket.MSG_CMSG_CLOEXEC)
         wanted = not flags & _socket.MSG_CTRUNC
-        return packet, _descriptors(extra) if wanted else []
+        return packet, descriptors(extra) if wanted else []
     finally:
         if not wanted:  # or it was interrupted
-            for fd in _descriptors(extra):
+            for fd in descriptors(extra):
                 os.close(fd)
 
 
-def _descriptors(extra: list[Any]) -> list[int]:
+def descriptors(extra: list[Any]) -> list[int]:
+    """Those of a packet's ancillary data, unix(7)."""
     return [fd for *_, data in extra for (fd,) in struct.iter_unpack("i", data)]
 
 

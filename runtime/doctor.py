@@ -1084,9 +1084,7 @@ class _Attempt:
         self._pid = os.fork()
         if self._pid == 0:
             try:
-                data = json.dumps(_as_data(self._try())).encode()
-                while data:
-                    data = data[os.write(writer, data) :]
+                _linux.write_all(writer, json.dumps(_as_data(self._try())).encode())
             finally:
                 os._exit(0)
         os.close(writer)

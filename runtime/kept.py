@@ -596,9 +596,7 @@ def write_small(folder: int, name: str, text: bytes, *, sync: bool = True) -> No
     new = os.path.join(os.path.dirname(name), "new-" + secrets.token_hex(8))
     fd = linux.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
     try:
-        left = memoryview(text)
-        while left:
-            left = left[os.write(fd, left) :]
+        linux.write_all(fd, text)
         os.fchmod(fd, 0o644)
         if sync:
             os.fsync(fd)

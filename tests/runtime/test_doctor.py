@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import threading
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from nucleus_gvisor.runtime import _linux, doctor
+from nucleus_gvisor.runtime import GVisorOciRunOptions, _linux, doctor
 from nucleus_gvisor.runtime.launch import LIMITS
 from nucleus_gvisor.runtime.steps.stage import forget
 from tests.e2e.launching import digest
@@ -235,6 +236,13 @@ def test_what_ran_is_remembered(modes: dict[str, Mode], base: Path, runsc_new: P
                              "--json", "--runsc", str(runsc_new)]))  # fmt: skip
     assert limited["launch"]["ok"] == "yes" and "tried" not in limited["launch"]["details"]
     assert "tried" not in told("--again")["details"]
+
+
+def test_an_attempt_that_is_killed(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nobody found out is no answer."""
+    monkeypatch.setattr(doctor, "_other_launch", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+    attempt = doctor._Attempt(doctor._Patient(None, base, None), GVisorOciRunOptions(), 1)
+    assert attempt.finding().ok is doctor.Answer.UNKNOWN
 
 
 @pytest.mark.parametrize(
