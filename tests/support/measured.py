@@ -12,6 +12,7 @@ file serve interpreters that know nothing else.
 import atexit
 import ctypes
 import os
+import stat
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -123,8 +124,9 @@ class Measured:
         os.read, os.write = self.read_measured, self.write_measured
 
     def read_measured(self, fd: int, size: int) -> bytes:
-        """Who waits for a word, in a child, may be killed while it waits."""
-        self.save()
+        """Who waits for a word, in a child, may be killed while it waits; nobody waits for a file, as /proc's are."""
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            self.save()
         return self._read(fd, size)
 
     def write_measured(self, fd: int, data: Any) -> int:
