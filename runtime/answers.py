@@ -122,10 +122,13 @@ def _open(identity: Identity, *, create: bool) -> int:
         folder = linux.open(kept.ANSWERS, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=cache)
     finally:
         linux.close(cache)
-    status = os.fstat(folder)
-    if status.st_uid != identity.uid or status.st_mode & 0o022:
+    try:
+        status = os.fstat(folder)
+        if status.st_uid != identity.uid or status.st_mode & 0o022:
+            raise PermissionError(errno.EPERM, "others can write it", kept.ANSWERS)
+    except BaseException:
         linux.close(folder)
-        raise PermissionError(errno.EPERM, "others can write it", kept.ANSWERS)
+        raise
     return folder
 
 
@@ -146,7 +149,7 @@ def noted(question: object, identity: Identity) -> dict[str, Any]:
     try:
         data = json.loads(kept.read_small(folder, _name(question), limit=4 * _child.ANSWER_LIMIT))
         return dict(data["told"]) if data["where"] == _where() else {}
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return {}
     finally:
         linux.close(folder)

@@ -250,17 +250,20 @@ def open_cache(path: bytes, identity: Identity, *, create: bool, roots: bool = F
             expected=error.expected,
             hint=_HINT,
         ) from error
-    status = os.fstat(fd)
-    if status.st_uid != (0 if roots else identity.uid) or status.st_mode & 0o022:
+    try:
+        status = os.fstat(fd)
+        if status.st_uid != (0 if roots else identity.uid) or status.st_mode & 0o022:
+            raise BadCache(
+                "others can change the cache",
+                step="Stage",
+                path=path,
+                observed=described(status),
+                expected=f"owner uid {0 if roots else identity.uid}, not writable by group or others",
+                hint=_HINT,
+            )
+    except BaseException:
         linux.close(fd)
-        raise BadCache(
-            "others can change the cache",
-            step="Stage",
-            path=path,
-            observed=described(status),
-            expected=f"owner uid {0 if roots else identity.uid}, not writable by group or others",
-            hint=_HINT,
-        )
+        raise
     return fd
 
 

@@ -178,7 +178,7 @@ def without_comparison(patch: pytest.MonkeyPatch) -> None:
 
 
 def without_private_cache(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(kept, "_open", lambda path, _, **__: linux.open(path, os.O_RDONLY))
+    patch.setattr(kept, "open_cache", lambda path, _, **__: linux.open(path, os.O_RDONLY))
 
 
 def without_manifest(patch: pytest.MonkeyPatch) -> None:
