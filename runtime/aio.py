@@ -16,6 +16,7 @@ import signal as signals
 import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import IO, Any, Literal, Self, TypeVar, Unpack, overload
@@ -112,16 +113,22 @@ async def _finish(work: Callable[[], Result]) -> Result:
     """Have `work` done in a thread, whatever comes meanwhile: a cancellation is raised afterwards."""
     if isinstance(sys.exception(), GeneratorExit):
         return work()  # nobody runs this coroutine any more
-    try:
-        future = _pool.submit(work)
-    except RuntimeError:
-        return work()  # the interpreter ends, and starts no threads
+    future: Future[Result] | None = None
     cancelled = False
-    while not future.done():
+    try:
         try:
-            await _until_done(future)
-        except asyncio.CancelledError:
-            cancelled = True  # kept itself, it would keep this frame, and all that `work` holds, until it is collected
+            future = _pool.submit(work)
+        except RuntimeError:
+            return work()  # the interpreter ends, and starts no threads
+        while not future.done():
+            try:
+                await _until_done(future)
+            except asyncio.CancelledError:
+                cancelled = True  # kept itself, it would keep this frame, and all that `work` holds
+    except KeyboardInterrupt:  # pragma: no cover - the test that strikes every line takes the tracing from coverage
+        if future is not None:
+            futures.wait([future])  # the second Ctrl-C ends the loop, which cannot wait any more
+        raise
     result = future.result()
     if cancelled:
         raise asyncio.CancelledError
@@ -140,15 +147,17 @@ async def _made(make: Callable[[], Result], discard: Callable[[Result], object])
     """What `make` makes in a thread; to be cancelled means that it did not, or that it was discarded, once or twice."""
     _see_asyncio()
 
+    future: Future[Result] | None = None
+
     def undo() -> None:
-        if not future.cancelled() and future.exception() is None:
+        if future is not None and not future.cancelled() and future.exception() is None:
             discard(future.result())
 
-    future = _pool.submit(make)
     try:
+        future = _pool.submit(make)
         await _until_done(future, undo)
     except BaseException:
-        if not future.cancel():
+        if future is not None and not future.cancel():
             await _finish(undo)
         raise
     return future.result()
@@ -339,7 +348,7 @@ async def arun(
                 code = await _finish(process.wait)
                 return ended(process, words, code, pipes, capture, in_time, timeout, check, text, max_output)
         finally:
-            if process.returncode is None:
+            if process.pidfd >= 0:  # not all of it has gone
                 await _finish(process.end)
     finally:
         pipes.close()

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from nucleus_gvisor.model.errors import BadArgument, StepFailed
+from nucleus_gvisor.model.record import canonical
 from nucleus_gvisor.model.states import LaunchState
 from nucleus_gvisor.runtime import audit, cli, retention
 from nucleus_gvisor.runtime.bounds import KEPT, RecordBounds
@@ -374,6 +376,10 @@ def test_damage_of_the_ledger_is_found(base: Path) -> None:
     assert reason(whole.replace(b'"removed":[[', b'"removed":[{},[', 1)) == ["format"]
     assert reason(whole.replace(b"{", b'{"a":1,', 1)) == ["format"]
     assert reason(b"[" * 100_000 + b"\n") == ["format"] and reason(b"x" * (2 << 20)) == ["format"]
+    for removed in (b"{}", b'["four"]'):
+        assert reason(re.sub(rb'(?<="removed":).*(?=,"seq")', removed, lines[0])) == ["format"]
+    assert reason(canonical(list(retention.LEDGER_FIELDS)).encode() + b"\n") == ["format"]
+    assert reason(lines[0].replace(b'"seq":0', b'"seq":-1')) == ["format"]
     assert reason(lines[0].replace(b'"seq":0', b'"seq":7')) == ["begin"]
     assert reason(b"".join(lines[1:]).replace(json.loads(lines[1])["prev"].encode(), b"0" * 64)) == ["begin"]
     assert reason(b"") == ["empty"]

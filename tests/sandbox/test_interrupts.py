@@ -300,7 +300,7 @@ def test_an_async_run_that_is_interrupted_as_it_ends(
             await arun(["true"] if seconds is None else ["sleep", "600"], timeout=seconds, **new_options)
 
     asyncio.run(work())
-    for number in lines(31):
+    for number in lines(17):
         before = descriptors()
         at = At(number, how, since="_copied")
         at.during(awaited(work))
