@@ -48,7 +48,7 @@ REFUSED = b"-"
 FAILED = b"failed "
 """What it carries, followed by an errno, instead of all that, when no command could be started."""
 HELLO = struct.Struct("=i")
-"""The first word: the attendant's process id, with its pidfd."""
+"""The first word: the attendant's process id, with its pidfd, and the pipe whose other end it has."""
 
 
 GLANCE = 0.05
@@ -130,7 +130,7 @@ class Watch:
     def _size(self) -> int:
         children = linux.children(self._supervisor)
         if not self._file or not os.path.exists(self._file):
-            self._file = next((path for pid in children for path in _memory_files(pid)), "")
+            self._file = next((path for pid in children for path in memory_files(pid)), "")
         blocks = 0
         if self._file:
             try:
@@ -138,7 +138,7 @@ class Watch:
                 self._seen = float("inf")
             except OSError:  # pragma: no cover - the process would have to end since the line before the last
                 pass
-        return blocks + sum(_own_memory(pid) for pid in (self._supervisor, *children))
+        return blocks + sum(own_memory(pid) for pid in (self._supervisor, *children))
 
 
 def _killed(events: int) -> bool:
@@ -150,7 +150,7 @@ def _killed(events: int) -> bool:
     return any(line.startswith(b"oom_kill ") and line.split()[1] != b"0" for line in lines)
 
 
-def _memory_files(pid: int) -> list[str]:
+def memory_files(pid: int) -> list[str]:
     found = []
     try:
         for number in os.listdir(f"/proc/{pid}/fd"):
@@ -162,7 +162,7 @@ def _memory_files(pid: int) -> list[str]:
     return found
 
 
-def _own_memory(pid: int) -> int:
+def own_memory(pid: int) -> int:
     """Bytes that no other process has: RssAnon of proc(5), which has it in KiB."""
     try:
         with open(f"/proc/{pid}/status", "rb") as file:
@@ -178,14 +178,21 @@ def start(link: int, owner: int, image: int, env: dict[bytes, bytes]) -> None:
     """Make the attendant, a sibling of this process, which is about to become the supervisor.
 
     A sibling, so that the owner can reap it; a child of runsc would be nobody's once runsc has ended.
+
+    It may be killed before it can end the supervisor. So the kernel does, when the attendant's end of a pipe is closed
+    (fcntl(2), F_SETSIG): the owner has the other, and only has to keep it.
     """
     pid = os.getpid()
     supervisor = os.pidfd_open(pid)
+    tie, alive = os.pipe2(os.O_CLOEXEC)
     try:
+        fcntl.fcntl(tie, fcntl.F_SETOWN, pid)
+        fcntl.fcntl(tie, fcntl.F_SETSIG, _signal.SIGKILL)
+        fcntl.fcntl(tie, fcntl.F_SETFL, os.O_ASYNC)
         attendant, pidfd = linux.clone_sibling()
         if attendant == 0:
             try:
-                _attend(link, owner, image, env, supervisor, pid)
+                _attend(link, owner, image, env, supervisor, pid, alive)
             finally:  # whatever went wrong here: a sandbox without its attendant would outlive its owner
                 try:
                     linux.kill_with_all_below(pid, supervisor)
@@ -195,10 +202,10 @@ def start(link: int, owner: int, image: int, env: dict[bytes, bytes]) -> None:
                     finally:
                         os._exit(0)
         # From here and not from itself: its owner can then wait for it, also when it ended at once.
-        _say(link, HELLO.pack(attendant), pidfd)
+        _say(link, HELLO.pack(attendant), pidfd, tie)
         os.close(pidfd)
     finally:
-        os.close(supervisor)
+        _close((tie, alive, supervisor))
 
 
 def _end_commands() -> None:
@@ -208,9 +215,9 @@ def _end_commands() -> None:
         os.waitpid(pid, 0)
 
 
-def _attend(link: int, owner: int, image: int, env: dict[bytes, bytes], supervisor: int, pid: int) -> None:
+def _attend(link: int, owner: int, image: int, env: dict[bytes, bytes], supervisor: int, pid: int, alive: int) -> None:
     linux.set_dumpable(False)  # ptrace(2), /proc/PID/mem and /proc/PID/fd are closed to others of the same user
-    linux.close_all_but({link, image, supervisor})
+    linux.close_all_but({link, image, supervisor, alive})
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     for target in range(3):  # the guest's streams end when the guest does
         os.dup2(null, target)

@@ -223,6 +223,12 @@ def pivot_root(root: int) -> None:
     os.chdir("/")
 
 
+def detach(fd: int) -> None:
+    """Detach the mount whose root O_PATH descriptor `fd` is, and those on it; umount2(2), MNT_DETACH."""
+    path = b"/proc/self/fd/%d" % fd
+    _checked(_libc.umount2(ctypes.c_char_p(path), MNT_DETACH), "umount2", (path, MNT_DETACH))
+
+
 def new_tmpfs(attributes: int, **options: str) -> int:
     """A detached tmpfs with mount `attributes`."""
     return new_mount(b"tmpfs", attributes, **options)

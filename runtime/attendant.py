@@ -120,10 +120,15 @@ class Attendant:
         self.theirs: Any = theirs
         self._pid = 0
         self._pidfd: Descriptor | None = None
+        self._tie: Descriptor | None = None
+        """While this is open, the kernel kills the supervisor when the attendant ends, however it does."""
+        self._spares: list[Descriptor] = []
+        """Keep numbers free for these two, which come when the sandbox runs already."""
         try:
-            self._spare = Descriptor(Kept(os.dup(self._ours.fileno())))
-            """Keeps a descriptor's number free for the pidfd, which comes when the sandbox runs already."""
+            for _ in range(2):
+                self._spares.append(Descriptor(Kept(os.dup(self._ours.fileno()))))
         except BaseException:
+            self._free()
             self._ours.close()
             theirs.close()
             raise
@@ -131,17 +136,21 @@ class Attendant:
     def meet(self) -> None:
         """Hear the attendant's first word, after the launch; SandboxGone when it did not come to that."""
         self.theirs.close()
-        self._spare.close()
+        self._free()
         self._ours.settimeout(PATIENCE)
         try:
-            packet, pidfds = linux.receive(self._ours, _attendant.HELLO.size, 1)
-            self._pidfd = Descriptor(*map(Kept, pidfds))
-        except (OSError, TypeError):  # nothing came, or no pidfd
+            packet, came = linux.receive(self._ours, _attendant.HELLO.size, 2)
+            self._pidfd, self._tie = (Descriptor(Kept(fd)) for fd in came)
+        except (OSError, ValueError):  # nothing came, or without them
             packet = b""
         self._ours.settimeout(None)
         if len(packet) != _attendant.HELLO.size:
             raise SandboxGone("the sandbox ended while it was started")
         (self._pid,) = _attendant.HELLO.unpack(packet)
+
+    def _free(self) -> None:
+        for spare in self._spares:
+            spare.close()
 
     def watch(self, held: Held) -> None:
         """Have it see to the limits that are its to see to; it is under none itself, nor are its commands."""
@@ -258,7 +267,7 @@ class Attendant:
         if self._pidfd is None and self._ours.fileno() >= 0:
             with suppress(SandboxGone):
                 self.meet()
-        self._spare.close()
+        self._free()
         self._ours.close()
         if self._pidfd is not None:
             with self._pidfd.use() as pidfd:
@@ -272,6 +281,8 @@ class Attendant:
                         if pidfd >= 0:
                             os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
             self._pidfd.close()
+        if self._tie is not None:
+            self._tie.close()
 
     def _ends(self, pidfd: int) -> bool:
         """Does it end in time, and by itself."""

@@ -279,6 +279,9 @@ class OciBundle:
         config["process"].pop("selinuxLabel", None)  # runsc refuses to start
         for name in ("resources", "cgroupsPath", "devices"):
             (config.get("linux") or {}).pop(name, None)
+        # From 20250127 to 20250428 at least, a restore takes an empty list for another one than none.
+        if capabilities := config["process"].get("capabilities"):
+            config["process"]["capabilities"] = {name: listed for name, listed in capabilities.items() if listed}
         config["root"]["path"] = _argument(_path, rootfs, "private rootfs")
         # A bind left out would reach runsc with the caller's path, which JSON may not even be able to spell.
         if set(sources) != {bind.index for bind in self._binds}:

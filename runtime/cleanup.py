@@ -18,7 +18,15 @@ from dataclasses import dataclass, field
 from nucleus_gvisor.model.errors import BadBase, Busy, LaunchError, StepFailed
 from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime import limits
-from nucleus_gvisor.runtime.paths import calls, described, enter, file_id, make_directory, remove_tree
+from nucleus_gvisor.runtime.paths import (
+    calls,
+    described,
+    detach_below,
+    enter,
+    file_id,
+    make_directory,
+    remove_tree,
+)
 
 COLLECTOR_SECONDS, COLLECTOR_TRIES = 0.1, 10
 LOOKS = 1000
@@ -182,6 +190,8 @@ class Place:
     def _remove_all(self) -> None:
         limits.remove(self.base, self.component, self.problems.append)
         if not self.problems:  # the directory has the list of what is still to be removed
+            detach_below(self.base, self.component.encode(), self.problems.append)
+        if not self.problems:
             remove_tree(self.base, self.component.encode(), self.problems.append)
 
     def _find_lock(self) -> None:

@@ -635,7 +635,7 @@ class Launch:
         return bool((self._guest.bundle.config.get("linux") or {}).get("seccomp")) and "linux.seccomp" not in self._lost
 
     def _judge_seccomp(self, release: runsc.Release) -> None:
-        if "oci-seccomp" in release.flags:
+        if release.has("oci-seccomp"):
             return
         if self.limits is None or self.limits.limits.enforcement is Enforcement.REQUIRED:
             raise Unsupported(
@@ -753,7 +753,15 @@ class Launch:
             "release": None if release is None else release.version,
             "platform": confined.platform,
             "rootless": confined.rootless,
+            **self._alone(release),
         }
+
+    def _alone(self, release: runsc.Release | None) -> dict[str, object]:
+        """A word for the record where runsc runs without the side binaries that its release has."""
+        assert self._staged is not None
+        if release is None or not release.has("side-binaries") or len(self._staged.digests) > 1:
+            return {}
+        return {"warning": f"runsc runs without its side binaries, which later releases refuse; {runsc.INSTALL_SET}"}
 
     # ---- Exec ----
 
@@ -776,6 +784,7 @@ class Launch:
             logs=() if self.said is None else self.said.arguments(self._flags),
             image=None if self._image is None else path + b"/" + _child.IMAGE.encode(),
             seccomp=self._seccomp,
+            release=release,
         )
         return argv, runsc.environment(path + b"/runtime")
 

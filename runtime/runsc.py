@@ -13,8 +13,6 @@ from nucleus_gvisor.runtime.options import GVisorOciRunOptions, NetworkMode, Pla
 SAFE_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 QUESTIONS = ([b"runsc", b"--version"], [b"runsc", b"flags"])
 """What the sealed binary is asked, where it is confined; `read_answers` reads the outputs."""
-KNOWN_LEAVE_RUNNING = 20240729
-"""The oldest release that was seen to let a sandbox go on after a checkpoint; 20221219 ends it and restores another."""
 LOGS = (b"--log", b"--panic-log", b"--debug")
 """The flags that only a launch has, the last before its verb: they name files that it alone is given."""
 VERBS = (b"run", b"restore")
@@ -24,6 +22,46 @@ _VERSION = re.compile(r"runsc version (?:release-)?(?:0\.0~)?(\S+)")
 _DATE = re.compile(r"\d{8}")
 _FLAG = re.compile(r"^  -(\S+).*\n((?:    .*\n?)*)", re.MULTILINE)
 _PLATFORM = re.compile(r"-platform \w+\n\s+specifies which platform to use: (.*?)\. \(default \"(\w+)\"\)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Capability:
+    """Something that not every release has, and that a launch needs or has to work around."""
+
+    flag: str
+    """The flag of `runsc flags` that shows it: any build says so, one without a date as well."""
+    known: int | None
+    """A dated release from which on it is there, whatever becomes of the flag."""
+    what: str
+
+
+CAPABILITIES = {
+    "overlay2": Capability("overlay2", None, "what the root's layer is has to be said: its default changed; 20221107"),
+    "oci-seccomp": Capability("oci-seccomp", None, "the guest's kernel enforces a bundle's filter"),
+    "leave-running": Capability(
+        "net-disconnect-ok", 20240729, "a checkpoint lets its sandbox go on, and can be restored; 20221219 has neither"
+    ),
+    "gofer-namespace": Capability(
+        "gofer-network-namespace",
+        None,
+        "from 20260810 on the gofer's empty network namespace stays mounted below --root, unless each gets its own",
+    ),
+    "side-binaries": Capability(
+        "sidecar-usage-policy",
+        None,
+        "from 20260810 on the sandbox is a program in gvisor-bin; alone it is slower, and from 2026-09 on refused",
+    ),
+    "hasty-client": Capability(
+        "sidecar-usage-policy", None, "`runsc exec` ends at once where its container does not run yet; it waited before"
+    ),
+}
+"""What was seen of releases is here, and nowhere else; what a flag does not show is tried (`needs_rootless`)."""
+ALONE_REFUSED = 20260914
+"""The first dated release that does not run without its side binaries; an undated one is tried."""
+INSTALL_SET = (
+    "unpack the whole archive of the release, with gvisor-bin beside runsc, or install Google's apt package:"
+    " https://gvisor.dev/docs/user_guide/install/"
+)
 
 
 @dataclass(frozen=True)
@@ -42,8 +80,14 @@ class Release:
     @property
     def date(self) -> int | None:
         """YYYYMMDD, where the version is a dated one."""
-        match = _DATE.search(self.version)
+        match = _DATE.fullmatch(self.version.partition(".")[0])
         return int(match[0]) if match else None
+
+    def has(self, name: str) -> bool:
+        """Has it this one of CAPABILITIES."""
+        capability = CAPABILITIES[name]
+        known = capability.known is not None and (self.date or 0) >= capability.known
+        return capability.flag in self.flags or known
 
 
 def environment(runtime_dir: bytes) -> dict[bytes, bytes]:
@@ -71,13 +115,14 @@ def run_arguments(
     seccomp: bool = False,
     image: bytes | None = None,
     logs: Sequence[bytes] = (),
+    release: Release | None = None,
     program: bytes = b"runsc",
 ) -> list[bytes]:
     """runsc's argument vector, in the reference's order: global flags before the subcommand (gvisor.rs:918).
 
     `rootless` and `ignore_cgroups` default to what the options ask for; `overlay` is from `overlay`, and `logs` are
     those of `said.Said.arguments`. With `image` a checkpoint is restored, from that directory. With `seccomp` the
-    guest's kernel enforces the bundle's filter, which it passes over otherwise.
+    guest's kernel enforces the bundle's filter, which it passes over otherwise. `release` has flags that others lack.
     """
     arguments = [program, b"--root", root]
     if options.runsc_rootless if rootless is None else rootless:
@@ -86,6 +131,8 @@ def run_arguments(
         arguments.append(b"--ignore-cgroups")
     if seccomp:
         arguments.append(b"--oci-seccomp")
+    if release is not None and release.has("gofer-namespace"):
+        arguments.append(b"--gofer-network-namespace=new")
     return [
         *arguments,
         b"--network",
@@ -118,6 +165,20 @@ def needs_rootless(output: bytes) -> bool:
     keep the host's /proc mounted in the sandbox's root.
     """
     return b"starting sandbox: fork/exec" in output or output.endswith(_child.AS_ANOTHER)
+
+
+def judge_alone(release: Release, trial: bytes) -> None:
+    """Unsupported where this runsc, which has no side binaries beside it, starts no guest; `trial`: what it said."""
+    refuses = b'sidecar "' in trial and b"not usable" in trial
+    if refuses or (release.date or 0) >= ALONE_REFUSED:
+        said = " ".join(trial.decode("utf-8", "replace").split())
+        raise Unsupported(
+            "this runsc starts no guest without its side binaries",
+            step="Confine",
+            observed=said[:300] if refuses else f"release {release.version}, and no gvisor-bin beside runsc",
+            expected="gvisor-bin beside runsc",
+            hint=INSTALL_SET,
+        )
 
 
 def after_flags(command: Sequence[bytes]) -> int:
@@ -199,7 +260,7 @@ def overlay(release: Release, writable: Writable | None, store: str = "") -> str
 
     `writable` is None for a root that is read-only; `store` is the directory of a layer on disk.
     """
-    if "overlay2" not in release.flags:
+    if not release.has("overlay2"):
         if writable in (Writable.MEMORY, Writable.DISK):
             raise Unsupported(
                 f"this runsc cannot keep a guest's writes in a layer ({writable})",

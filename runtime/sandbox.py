@@ -44,7 +44,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, AnyStr, Generic, Literal, NoReturn, Self, TypedDict, TypeVar, Unpack, overload
 
 from nucleus_gvisor.model.errors import shown
-from nucleus_gvisor.runtime import guest, image, runsc
+from nucleus_gvisor.runtime import guest, image, runsc, usage
 from nucleus_gvisor.runtime.attendant import PATIENCE, Attendant, Command
 from nucleus_gvisor.runtime.audit import Record
 from nucleus_gvisor.runtime.bundle import HostPath, OciBundle
@@ -115,9 +115,6 @@ CLOCKS_DIFFER = 0.1
 """Seconds that the guest's clock may be wrong by against ours, and 1/1000 of what is measured besides."""
 CHECKPOINT_PATIENCE = 600.0
 """Seconds that a checkpoint may take: all the guest's memory is written."""
-_ROW = re.compile(
-    r"^(?P<uid>\d+) +(?P<pid>\d+) +(?P<ppid>\d+) +\d+ +\S+ +\S+ +\S+ +(?P<command>.*)$", re.ASCII | re.MULTILINE
-)
 # proc(5); a name may be of any bytes, but of 15 at most, so that nothing else passes for a part of the line.
 _STAT = re.compile(rb"(?P<pid>\d+) \(.{0,15}\) \w(?: -?\d+){18} (?P<start>-?\d+)(?: -?\d+)+\n", re.DOTALL)
 
@@ -572,11 +569,14 @@ class Sandbox:
             self._attendant.meet()
             process.held.told = self._attendant.told
             self._attendant.watch(process.held)
-            self._attendant.prepare(self._exec)
+            early = self._process.release is not None and not self._process.release.has("hasty-client")
+            if early:
+                self._attendant.prepare(self._exec)
             if self._image is None:
                 self._await_ready()
             else:
                 self._await_answer()
+            self._attendant.prepare(self._exec)  # unless there is one still
         except BaseException as error:
             process.end()
             if isinstance(error, SandboxGone):  # pragma: no cover - it ended in the instant before it was met
@@ -1108,13 +1108,17 @@ class Sandbox:
     def ps(self) -> list[Process]:
         """The guest's processes, its init (ours) among them."""
         # As a table, for as JSON there are only the numbers.
-        rows = _ROW.finditer(self._ask("ps", "--format", "table").decode("utf-8", "replace"))
-        return [Process(int(r["pid"]), int(r["ppid"]), int(r["uid"]), r["command"].strip()) for r in rows]
+        return processes(self._ask("ps", "--format", "table").decode("utf-8", "replace"))
 
     def stats(self) -> dict[str, Any]:
-        """What runsc counts: memory in bytes, processor time in nanoseconds, processes (`runsc events --stats`)."""
+        """What the sandbox uses, as `runsc events --stats` would have it where it knew: processor time in nanoseconds
+        and memory in bytes, both of the processes that make the sandbox on the host, the guest's processes, and its
+        network interfaces. What is not known is not there.
+        """
         event: dict[str, Any] = json.loads(self._ask("events", "--stats"))
-        return dict(event["data"])
+        counted = {name: event["data"][name] for name in ("pids", "network_interfaces") if name in event["data"]}
+        with self._process.use() as pidfd:
+            return {**(usage.measured(self.pid) if pidfd >= 0 else {}), **counted}
 
     def pause(self) -> None:
         """Stop every process of the guest where it is. Commands started meanwhile wait until it goes on, or ends."""
@@ -1170,7 +1174,7 @@ class Sandbox:
         be kept.
         """
         release = self._process.release
-        if release is None or (release.date or 0) < runsc.KNOWN_LEAVE_RUNNING:
+        if release is None or not release.has("leave-running"):
             why = f"runsc checkpoint: no image of this release can be restored: {release and release.text}"
             raise RunscFailed(why, hint="install a release of 2024 or later")
         if self._running():
@@ -1574,6 +1578,20 @@ def _place_for_programs(asked: Request) -> str:
             if not os.path.islink(path) and (not os.listdir(path) or f"/{name}" == guest.DIRECTORY):
                 return f"/{name}"
     return guest.DIRECTORY
+
+
+def processes(table: str) -> list[Process]:
+    """The rows of `runsc ps`, read by the names in its header: releases differ in their columns."""
+    header, *rows = table.split("\n")
+    names = header.split()
+    found = []
+    for row in rows:
+        words = dict(zip(names, row.split(maxsplit=len(names) - 1), strict=False))
+        numbers = [words.get(name, "") for name in ("PID", "PPID", "UID")]
+        if all(number.isascii() and number.isdigit() for number in numbers):
+            pid, ppid, uid = map(int, numbers)
+            found.append(Process(pid, ppid, uid, words.get("CMD", "").strip()))
+    return found
 
 
 def _descendants(processes: list[Process], roots: list[int]) -> list[int]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pytest
 from hypothesis import settings
 
+from tests.setup import releases
 from tests.setup.provision import NEWER, OLDER, test_base
 from tests.support import app as support_app
 from tests.support import modes as support_modes
@@ -32,10 +33,32 @@ class Release(NamedTuple):
     platform: str
 
 
-def _installed(path: Path) -> Path:
+OLD, NEW = "20221219", "20240729"
+PLACES = {
+    OLD: OLDER,
+    NEW: test_base() / NEWER,
+    **{name: test_base() / releases.FOLDER / name / "runsc" for name in (*releases.pins(), releases.ALONE)},
+}
+"""Where each release lies, the oldest first; the last is today's runsc without what belongs beside it."""
+RAN = set[str]()
+"""Those that tests of this session had."""
+
+
+def release_of(name: str) -> Release:
+    """The release of that name; the test fails where the set-up has not made it."""
+    path = PLACES[name]
     if not path.is_file():
         pytest.fail(f"{path} is missing; run: python3 tests/setup/provision.py test", pytrace=False)
-    return path
+    RAN.add(name)
+    return Release(path, "ptrace" if name == OLD else "systrap")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Which releases the tests had."""
+    if RAN:
+        left = [name for name in PLACES if name not in RAN]
+        missed = f"; not {', '.join(left)}" if left else ""
+        terminalreporter.write_line(f"releases of runsc: {', '.join(sorted(RAN))}{missed}")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -64,21 +87,31 @@ def base() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def runsc_old() -> Path:
     """Debian 12's runsc."""
-    return _installed(OLDER)
+    return release_of(OLD).path
 
 
 @pytest.fixture(scope="session")
 def runsc_new() -> Path:
     """Debian 13's runsc."""
-    return _installed(test_base() / NEWER)
+    return release_of(NEW).path
 
 
 @pytest.fixture(scope="session", params=["old", "new"])
 def release(request: pytest.FixtureRequest) -> Release:
-    """Both releases of runsc in turn."""
-    if request.param == "old":
-        return Release(_installed(OLDER), "ptrace")
-    return Release(_installed(test_base() / NEWER), "systrap")
+    """Both of Debian's releases of runsc in turn."""
+    return release_of(OLD if request.param == "old" else NEW)
+
+
+@pytest.fixture(scope="session")
+def today() -> Release:
+    """The newest release, with its side binaries."""
+    return release_of(releases.TODAY)
+
+
+@pytest.fixture(scope="session", params=PLACES)
+def each_release(request: pytest.FixtureRequest) -> Release:
+    """All releases of runsc in turn, and the newest without its side binaries."""
+    return release_of(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -106,6 +106,8 @@ def start(
         release = runsc.read_answers(list(told.answers))
         answers.remember(question, told, identity if locked and asked else None)
         rootless = locked and runsc.needs_rootless(told.answers[-1][1])
+        if "gvisor-bin/" not in key:
+            runsc.judge_alone(release, told.answers[-1][1] if locked else b"")
         runsc.judge_network(release, options, rootless=rootless)
         return Confined(child, shown, release, runsc.choose_platform(release, options.platform), rootless)
     except BaseException:

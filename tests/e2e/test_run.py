@@ -30,9 +30,9 @@ SHELL = "/bin/sh"
 LOCKED = {"confinement": "mount-locked", "proved": True}
 
 
-def test_boot_messages_and_summary(caller: Caller) -> None:
+def test_boot_messages_and_summary(newer: Caller) -> None:
     """The guest's kernel is gVisor, and the summary tells the proved confinement, the states and their times."""
-    done = caller.run("--json", command=["dmesg"])
+    done = newer.run("--json", command=["dmesg"])
     assert done.returncode == 0, done.stderr
     assert "Starting gVisor..." in guest_output(done)
     data = summary(done)
@@ -42,9 +42,9 @@ def test_boot_messages_and_summary(caller: Caller) -> None:
     assert data["states"] == STATES
     assert data["actions"] == ["Init", "Resolve", "Prepare", "StageKept", "ConfineLocked", "Exec"]
     assert set(data["ms"]) == set(data["actions"]) and all(ms >= 0 for ms in data["ms"].values())
-    assert (data["exit"], data["error"], data["runsc"]) == (0, None, os.fspath(caller.runsc))
-    assert (caller.mode.base / "records").is_dir() and Path(data["record"]).is_relative_to(caller.mode.base)
-    judged = caller.mode.cli("audit", "verify", data["record"])
+    assert (data["exit"], data["error"], data["runsc"]) == (0, None, os.fspath(newer.runsc))
+    assert (newer.mode.base / "records").is_dir() and Path(data["record"]).is_relative_to(newer.mode.base)
+    judged = newer.mode.cli("audit", "verify", data["record"])
     assert judged.returncode == 0 and "ends in Exec'd, complete" in judged.stdout
     assert data["head"] in judged.stdout
 
@@ -273,15 +273,15 @@ def host_interfaces() -> set[str]:
     return set(os.listdir("/sys/class/net"))
 
 
-def test_no_network(either: Caller) -> None:
+def test_no_network(first: Caller) -> None:
     """Without a wish the guest has a loopback of its own and nothing of the host's."""
-    done = either.run(command=["python3", "-c", LOOPBACK])
+    done = first.run(command=["python3", "-c", LOOPBACK])
     assert done.returncode == 0, done.stderr
     said, names = done.stdout.splitlines()
     assert (said, json.loads(names)) == ("over loopback", ["lo"])
 
 
-def test_host_network(either: Caller) -> None:
+def test_host_network(newer: Caller) -> None:
     """--network host shares the host's stack."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(30)
@@ -295,7 +295,7 @@ def test_host_network(either: Caller) -> None:
         thread = threading.Thread(target=hear)
         thread.start()
         script = f"import socket; socket.create_connection({server.getsockname()!r}, 5).sendall(b'out of the guest')"
-        done = either.run("--json", "--network", "host", command=["python3", "-c", script])
+        done = newer.run("--json", "--network", "host", command=["python3", "-c", script])
         thread.join(40)
     assert done.returncode == 0, done.stderr
     assert heard == [b"out of the guest"]

@@ -1,5 +1,6 @@
 """Locks and leftovers: one launch an id, the dead are collected, the living are left alone."""
 
+import errno
 import hashlib
 import os
 import signal
@@ -19,6 +20,7 @@ from nucleus_gvisor.model.errors import Busy, LaunchError
 from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime import cleanup, limits
 from nucleus_gvisor.runtime.cleanup import Place, collect, owner_line, owner_lives, state_component
+from tests.support import places
 from tests.support.modes import Mode
 
 ID = "0123456789abcdef" * 2
@@ -441,8 +443,7 @@ def test_what_cannot_be_removed_stays_collectable(base: Path) -> None:
     if os.geteuid():
         pytest.fail("run as root: something has to be mounted")
     leave(base, ID, b"")
-    (base / ID / "mnt").mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "none", base / ID / "mnt"], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "none", base / ID], check=True)
     try:
         assert collected(base) == []
         assert (base / "locks" / ID).exists()
@@ -451,8 +452,45 @@ def test_what_cannot_be_removed_stays_collectable(base: Path) -> None:
             problems = it.remove()
         assert problems and (base / "locks" / ID).exists()
     finally:
-        subprocess.run(["umount", base / ID / "mnt"], check=True)
+        subprocess.run(["umount", base / ID], check=True)
     assert collected(base) == [ID] and os.listdir(base) == ["locks"]
+
+
+def test_what_is_mounted_below_is_detached_and_not_removed(base: Path) -> None:
+    """What gVisor leaves mounted in its place goes first, one mount on another too, and what it shows stays whole."""
+    if os.geteuid():
+        pytest.fail("run as root: something has to be mounted")
+    leave(base, ID, b"")
+    shown, odd, link = base / "shown", base / ID / "a b" / "c", base / ID / "link"
+    (shown / "d").mkdir(parents=True)
+    (shown / "d/file").touch()
+    odd.mkdir(parents=True)
+    link.symlink_to(shown)
+    (base / ID / "null-netns").touch()
+    (base / "net").touch()
+    for source, target in ((shown, odd), (shown / "d", odd / "d"), (base / "net", base / ID / "null-netns")):
+        subprocess.run(["mount", "--bind", source, target], check=True)
+    assert collected(base) == [ID]
+    assert places.mounts_below(base) == [] and (shown / "d/file").exists()
+    assert sorted(os.listdir(base)) == ["locks", "net", "shown"]
+
+
+def refuse(_: object) -> None:
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+def test_a_mount_that_cannot_be_detached_stays(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is removed then: the tree's walk would go into it."""
+    if os.geteuid():
+        pytest.fail("run as root: something has to be mounted")
+    leave(base, ID, b"")
+    (base / ID / "mnt").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", base / ID / "mnt"], check=True)
+    (base / ID / "mnt/file").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr("nucleus_gvisor.runtime._linux.detach", refuse)
+        assert collected(base) == [] and (base / ID / "mnt/file").exists()
+    assert collected(base) == [ID] and not (base / ID).exists()
 
 
 def test_unwinding_leaves_nothing(base: Path) -> None:
@@ -498,12 +536,11 @@ def test_what_could_not_be_removed_is_told_once(base: Path) -> None:
     with place(base) as it:
         it.take()
         it.make()
-        (base / ID / "mnt").mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", base / ID / "mnt"], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", base / ID], check=True)
         try:
             assert it.remove() != []
         finally:
-            subprocess.run(["umount", base / ID / "mnt"], check=True)
+            subprocess.run(["umount", base / ID], check=True)
         assert it.remove() == []
     assert os.listdir(base) == ["locks"] and os.listdir(base / "locks") == []
 
