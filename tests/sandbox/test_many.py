@@ -73,8 +73,9 @@ def test_from_threads(new_options: Options, count: int) -> None:
                 together.wait()
                 all_live(count)
                 together.wait()
-        finally:
+        except BaseException:
             together.abort()  # nobody is waited for any more: else a count that is wrong would never be told
+            raise
         failed = [error for future in found if (error := future.exception()) is not None]
         assert [error for error in failed if not isinstance(error, threading.BrokenBarrierError)] == []
         said = [line for future in found for line in future.result()]
