@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import pytest
 
+from nucleus_gvisor.runtime import Unsupported, run
 from tests.conftest import OLD, PLACES, release_of
 from tests.e2e.launching import STATES, Caller, digest, guest_output, summary
-from tests.setup.releases import SIDE, TODAY
+from tests.setup.releases import ALONE, SIDE, TODAY
 from tests.support import places
 from tests.support.modes import NAMES, Mode, private_base
 
@@ -117,6 +118,20 @@ def test_pair(cell: Cell, app: Path) -> None:
 def test_product(cell: Cell, app: Path) -> None:
     """The rest of the product."""
     look_at(cell, app)
+
+
+def test_a_later_one_is_refused_alone(base: Path) -> None:
+    """Before anything of it is launched, and with what to install: today's under the label of a later release."""
+    content = PLACES[ALONE].read_bytes()
+    label = b"release-20260831.0"
+    assert label in content
+    other = base / "runsc"
+    other.write_bytes(content.replace(label, b"release-20260921.0"))
+    other.chmod(0o755)
+    with pytest.raises(Unsupported, match="starts no guest without its side binaries") as caught:
+        run(["true"], runsc=other, runtime_dir=base)
+    assert caught.value.step == "Confine" and "release 20260921.0" in str(caught.value.observed)
+    assert "whole archive" in str(caught.value.hint)
 
 
 def look_at(cell: Cell, app: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nucleus_gvisor.model.errors import NotRunsc, Unfit, Unsupported
 from nucleus_gvisor.runtime import _child, runsc
-from nucleus_gvisor.runtime.options import GVisorOciRunOptions, NetworkMode, Platform
+from nucleus_gvisor.runtime.options import GVisorOciRunOptions, NetworkMode, Platform, Writable
 from nucleus_gvisor.runtime.runsc import Release
 
 FLAGS = b"""\
@@ -336,3 +336,55 @@ def test_releases_that_cannot_restore() -> None:
 def test_what_a_trial_shows(said: bytes, needed: bool) -> None:
     """--rootless is passed only where the kernel kept the sandbox from being executed without it."""
     assert runsc.needs_rootless(said) is needed
+
+
+GOFER = Release("nightly-2026-09-29", "", ("systrap",), "systrap", {"gofer-network-namespace": ""})
+
+
+def test_a_release_has_what_its_flags_show_whatever_its_date() -> None:
+    """Of an undated one the flags say all; of a dated one what has been seen of it as well."""
+    assert GOFER.date is None and GOFER.has("gofer-namespace") and not GOFER.has("leave-running")
+    assert not NEW.flags and NEW.has("leave-running") and not OLD.has("leave-running")
+    assert not NEW.has("gofer-namespace")
+
+
+@pytest.mark.parametrize(("release", "there"), [(GOFER, True), (NEW, False), (None, False)])
+def test_a_gofers_namespace_of_its_own_is_asked_for_where_there_is_the_flag(
+    release: Release | None, there: bool
+) -> None:
+    """Nothing stays mounted then, and no release is given a flag that it has not."""
+    arguments = runsc.run_arguments("a", b"/b", b"/r", GVisorOciRunOptions(), platform="systrap", release=release)
+    assert (b"--gofer-network-namespace=new" in arguments) is there
+
+
+REFUSED = b'FATAL ERROR: sidecar "gvisor_sentry" not usable: stat /memfd:runsc (deleted)'
+
+
+@pytest.mark.parametrize(
+    ("version", "trial", "refused"),
+    [
+        ("20260831.0", b"ok", False),
+        ("20260913.9", b"ok", False),
+        ("20260914.0", b"ok", True),
+        ("20260831.0", REFUSED, True),
+        ("VERSION_MISSING", REFUSED, True),
+        ("VERSION_MISSING", b"ok", False),
+        ("nightly-2026-09-29", b"", False),
+        ("google-714859633", b"", False),
+    ],
+)
+def test_a_runsc_that_does_not_run_alone(version: str, trial: bytes, refused: bool) -> None:
+    """By what it says when it is tried, dated or not; or by its date. The hint tells how to have all of it."""
+    release = Release(version, "", ("systrap",), "systrap")
+    if not refused:
+        runsc.judge_alone(release, trial)
+        return
+    with pytest.raises(Unsupported, match="starts no guest without its side binaries") as caught:
+        runsc.judge_alone(release, trial)
+    assert "whole archive" in (caught.value.hint or "") and "apt package" in (caught.value.hint or "")
+
+
+def test_a_layer_needs_the_flag_for_it() -> None:
+    """Where a guest's writes would go to the caller's files instead, the launch is refused."""
+    with pytest.raises(Unsupported, match="cannot keep a guest's writes in a layer"):
+        runsc.overlay(OLD, Writable.MEMORY)

@@ -1,6 +1,5 @@
 """The sentry as the kernel sees it: what it could reach if a guest took it over."""
 
-import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ import pytest
 from nucleus_gvisor.runtime import _linux as linux
 from tests.conftest import PLACES, Release
 from tests.support.modes import NAMES, Mode
+from tests.support.pins import pin_of
 
 pytestmark = pytest.mark.real
 
@@ -54,7 +54,7 @@ def test_what_the_sentry_sees(mode: Mode, each_release: Release) -> None:
     """
     release, which = each_release, list(PLACES.values()).index(each_release.path)
     network = ("none", "host")[(which + NAMES.index(mode.name)) % 2]
-    pin = hashlib.sha256(release.path.read_bytes()).hexdigest()  # in a user namespace nobody owns it
+    pin = pin_of(release.path)  # in a user namespace nobody owns it
     with mode.popen([mode.python, "-c", LIVING, release.path, network, pin], stdin=-1) as caller:
         assert caller.stdout is not None
         pid = int(caller.stdout.readline())
