@@ -495,12 +495,17 @@ def detach_below(parent: int, name: bytes, on_error: Callable[[OSError], None]) 
 
     runsc leaves mounts where nobody has a mount namespace of its own; what they show must not be removed with the rest.
     """
-    where = os.readlink(b"/proc/self/fd/%d" % parent) + b"/" + name + b"/"
-    with open("/proc/self/mountinfo", "rb") as file:
-        points = [_unescaped(line.split()[4]) for line in file]
+    try:
+        where = os.readlink(b"/proc/self/fd/%d" % parent) + b"/" + name + b"/"
+        with open("/proc/self/mountinfo", "rb") as file:
+            points = [_unescaped(line.split()[4]) for line in file]
+    except OSError as error:  # a signal handler that came between has closed `parent`, perhaps
+        on_error(error)
+        return
     for point in sorted((point for point in points if point.startswith(where)), key=len, reverse=True):
-        fd = linux.dup(parent)
+        fd = -1
         try:
+            fd = linux.dup(parent)
             # SAFETY: step by step and through no link: what a supervisor put there must not lead elsewhere.
             for part in (name, *point.removeprefix(where).split(b"/")):
                 below = linux.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
@@ -512,7 +517,8 @@ def detach_below(parent: int, name: bytes, on_error: Callable[[OSError], None]) 
         except OSError as error:
             on_error(error)
         finally:
-            linux.close(fd)
+            if fd >= 0:
+                linux.close(fd)
 
 
 def _unescaped(path: bytes) -> bytes:
