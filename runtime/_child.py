@@ -42,10 +42,10 @@ IMAGE = "image"
 """Where, below the container's directory, the files of a checkpoint are that is restored."""
 STORE = "store"
 """Where, below the container's directory, the layer of a guest is that writes to disk."""
+TREE = "tree"
+"""How the directories of trees of ours are called there, before their numbers."""
 IMAGE_NAME = "memfd:runsc"
 """What a launch's root has at the place that a staged image's name in /proc/self/exe names."""
-PROGRAMS = "programs"
-"""Where, below the container's directory, our own programs for the guest lie."""
 AS_CALLER, AS_ANOTHER = b"the sandbox runs as its caller", b"the sandbox runs as another user"
 """What is added to the words of a trial whose sandbox does."""
 ANSWER_LIMIT = 1 << 16
@@ -82,7 +82,7 @@ def main(plan: Plan, link: int) -> None:
                 os._exit(FAILED)
         if plan.get("mark"):
             linux.set_mark(plan["mark"])
-        if plan["programs"]:
+        if plan["lives"]:
             # A sandbox that lives on: what a terminal or a shell sends to its owner's process group, Ctrl-C and Ctrl-Z
             # above all, is its owner's to answer. A `run` ends with its caller, and may use the caller's terminal.
             os.setsid()
@@ -639,13 +639,15 @@ def lay_out(work: int, plan: Plan) -> None:
         _lay_out_trial(work)
     if plan["skeleton"] is not None and plan["confinement"] != "mount-locked":
         rootfs = os.open("rootfs", DIRECTORY, dir_fd=work)
-        _mount_points(rootfs, plan["skeleton"])
+        _fill(rootfs, {}, plan["links"], plan["skeleton"])
         os.close(rootfs)
-    if plan["programs"] and plan["confinement"] != "mount-locked":
-        os.mkdir(PROGRAMS, 0o700, dir_fd=work)
-        programs = os.open(PROGRAMS, DIRECTORY, dir_fd=work)
-        _write_programs(programs, plan["programs"])
-        os.close(programs)
+    if plan["confinement"] != "mount-locked":
+        for name, files, links, points in plan["trees"]:
+            os.mkdir(name, 0o755, dir_fd=work)
+            tree = os.open(name, DIRECTORY, dir_fd=work)
+            os.chmod(name, 0o755, dir_fd=work)  # whatever the umask
+            _fill(tree, files, links, points)
+            os.close(tree)
 
 
 def _lay_out_trial(work: int) -> None:
@@ -678,34 +680,41 @@ def _mount_points(root: int, points: list[tuple[str, bool]]) -> None:
         os.close(parent)
 
 
-def _own_files(files: dict[str, bytes]) -> int:
-    """Programs of ours for the guest, on a read-only file system of their own."""
-    tree = linux.new_tmpfs(0, mode="0755", size="64k")
-    _write_programs(tree, files)
+def _own_tree(files: dict[str, tuple[int, bytes]], links: dict[str, str], points: list[tuple[str, bool]]) -> int:
+    """A tree of ours for the guest, on a read-only file system of its own: below the launch's directories it could be
+    written by one path and executed by the other.
+    """
+    tree = linux.new_tmpfs(0, mode="0755", size="2m")
+    _fill(tree, files, links, points)
     linux.mount_setattr(tree, b"", set=linux.MOUNT_ATTR_RDONLY)
     return tree
 
 
-def _write_programs(directory: int, files: dict[str, bytes]) -> None:
-    for name, content in files.items():
-        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o500, dir_fd=directory)
-        os.write(fd, content)
-        os.fchmod(fd, 0o555)
+def _fill(
+    tree: int, files: dict[str, tuple[int, bytes]], links: dict[str, str], points: list[tuple[str, bool]]
+) -> None:
+    """Have files, links and empty places in directory `tree`, each with the directories above it."""
+    above = [path.rpartition("/")[0] for path in (*files, *links)]
+    _mount_points(tree, [*points, *((path, True) for path in above if path)])
+    for path, (mode, content) in files.items():
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=tree)
+        left = memoryview(content)
+        while left:
+            left = left[os.write(fd, left) :]
+        os.fchmod(fd, mode)
         os.close(fd)
+    for path, target in links.items():
+        os.symlink(target, path.strip("/"), dir_fd=tree)
 
 
 def _attach(work: int, plan: Plan, binds: list[tuple[int, str]]) -> int:
     """Attach the clones below `work`; returns the descriptor that will be executed."""
+    trees = [(_own_tree(*tree), name) for name, *tree in plan["trees"]]
     if plan["skeleton"] is not None:
-        # A file system of its own: below `work` it could be written by one path and executed by the other.
-        skeleton = linux.new_tmpfs(0, mode="0755", size="1m")
-        _mount_points(skeleton, plan["skeleton"])
-        linux.mount_setattr(skeleton, b"", set=linux.MOUNT_ATTR_RDONLY)
-        binds = [(skeleton, "rootfs"), *binds]
-    if plan["programs"]:
-        binds = [*binds, (_own_files(plan["programs"]), PROGRAMS)]
-    if plan["missing"]:
-        binds = [(_with_points(work, c, plan["missing"]) if t == "rootfs" else c, t) for c, t in binds]
+        trees.append((_own_tree({}, plan["links"], plan["skeleton"]), "rootfs"))
+    binds = [*trees, *binds]  # first, for some of the binds lie in them
+    if plan["missing"] or plan["fill"]:
+        binds = [(_completed(work, c, plan["missing"], plan["fill"]) if t == "rootfs" else c, t) for c, t in binds]
     for clone, target in binds:
         onto = _target(work, target, os.fstat(clone).st_mode)
         linux.move_mount(clone, onto)
@@ -716,28 +725,37 @@ def _attach(work: int, plan: Plan, binds: list[tuple[int, str]]) -> int:
     return int(plan["images"]["runsc"])
 
 
-def _with_points(work: int, root: int, points: list[tuple[str, bool]]) -> int:
-    """The tree `root`, which becomes read-only, with the mount points that it lacks: runsc would make them in it."""
-    below = linux.new_tmpfs(0, mode="0755", size="1m")
-    _mount_points(below, points)
-    linux.mount_setattr(below, b"", set=linux.MOUNT_ATTR_RDONLY)
-    for name, tree in (("root", root), ("points", below)):
+def _completed(work: int, root: int, points: list[tuple[str, bool]], fill: dict[str, tuple[int, bytes]]) -> int:
+    """The tree `root`, which becomes read-only, with the mount points that it lacks, which runsc would make in it, and
+    with files that are not there, or empty.
+    """
+    layers = [("root", root)]
+    if fill:  # above it, for an empty file is there
+        layers.insert(0, ("fill", _own_tree(fill, {}, [])))
+    if points:
+        layers.append(("points", _own_tree({}, {}, points)))
+    for name, tree in layers:
         onto = _target(work, name, 0o040000)
         linux.move_mount(tree, onto)
         os.close(onto)
         os.close(tree)
     os.fchdir(work)  # so no part of a path has to be escaped
     try:
-        return linux.new_mount(b"overlay", linux.MOUNT_ATTR_RDONLY, lowerdir="root:points")
+        lower = ":".join(name for name, _ in layers)
+        return linux.new_mount(b"overlay", linux.MOUNT_ATTR_RDONLY, lowerdir=lower)
     except OSError as error:
-        raise Refused("points", points[0][0], error.errno or 0, str(error)) from error
+        lacks = points[0][0] if points else next(iter(fill))
+        raise Refused("points", lacks, error.errno or 0, str(error)) from error
     finally:
         os.chdir("/")
 
 
 def _target(work: int, target: str, mode: int) -> int:
-    """An O_PATH descriptor of the place `target`, made as directory or file to match what goes there."""
-    if target != "rootfs":
+    """An O_PATH descriptor of the place `target`, made as directory or file to match what goes there.
+
+    What is mounted in a tree of ours has its place there.
+    """
+    if target != "rootfs" and not (target.startswith(TREE) and "/" in target):
         if mode & 0o170000 == 0o040000:
             os.mkdir(target, 0o700, dir_fd=work)
         else:

@@ -49,6 +49,8 @@ AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
 F_ADD_SEALS, F_GET_SEALS = 1033, 1034
 F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_WRITE = 1, 2, 4, 8
+# linux/openat2.h
+RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
 # linux/close_range.h
 CLOSE_RANGE_CLOEXEC = 4
 # linux/prctl.h
@@ -72,7 +74,8 @@ AT_SECURE = 23
 
 _NUMBERS = {
     "open_tree": 428, "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432, "close_range": 436,
-    "mount_setattr": 442, "landlock_create_ruleset": 444, "landlock_add_rule": 445, "landlock_restrict_self": 446,
+    "openat2": 437, "mount_setattr": 442, "landlock_create_ruleset": 444, "landlock_add_rule": 445,
+    "landlock_restrict_self": 446,
 }  # fmt: skip
 
 _RT_SIGACTION = 13 if os.uname().machine == "x86_64" else 134  # asm/unistd_64.h, asm-generic/unistd.h
@@ -175,6 +178,16 @@ def _checked(result: int, name: str, arguments: tuple[Any, ...]) -> int:
 def _syscall(name: str, *arguments: Any) -> int:
     passed = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
     return _checked(_libc.syscall(ctypes.c_long(_NUMBERS[name]), *passed), name, arguments)
+
+
+class _OpenHow(ctypes.Structure):  # struct open_how, linux/openat2.h
+    _fields_ = [(name, ctypes.c_uint64) for name in ("flags", "mode", "resolve")]
+
+
+def open_in_root(root: int, path: bytes, flags: int) -> int:
+    """openat2(2), Linux 5.6: `path` as a process sees it whose root is the directory `root`; magic links refused."""
+    how = _OpenHow(flags, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+    return _syscall("openat2", root, path, ctypes.byref(how), ctypes.sizeof(how))
 
 
 def unshare(flags: int) -> None:

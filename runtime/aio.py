@@ -21,6 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import IO, Any, Literal, Self, TypeVar, Unpack, overload
 
+from nucleus_gvisor.runtime.accounts import User
 from nucleus_gvisor.runtime.attendant import PATIENCE, Command
 from nucleus_gvisor.runtime.audit import Record
 from nucleus_gvisor.runtime.bundle import HostPath
@@ -39,7 +40,6 @@ from nucleus_gvisor.runtime.errors import NoEventLoop, OutputLimit, SandboxGone,
 from nucleus_gvisor.runtime.request import (
     Environment,
     SandboxOptions,
-    User,
     Words,
     deadline_of,
     directory,

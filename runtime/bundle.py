@@ -16,15 +16,18 @@ import os
 import re
 import stat
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, ParamSpec, Self, TypeVar
 
 from nucleus_gvisor.model.errors import BadArgument, BadBundle, Refused, remedy
 from nucleus_gvisor.runtime import _linux as linux
+from nucleus_gvisor.runtime import etc as etc_
 from nucleus_gvisor.runtime import fields
+from nucleus_gvisor.runtime.accounts import MAX_ID
 from nucleus_gvisor.runtime.fields import FIELDS
+from nucleus_gvisor.runtime.guest import Tree
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,8 +41,12 @@ DEFAULT_ENV: Mapping[str, str] = {
 }
 """The guest's environment when none is given. Nothing of the caller's own environment is in it."""
 
-HOST_DIRECTORIES = ("/bin", "/sbin", "/usr", "/lib", "/lib64", "/etc/alternatives")
-"""What a bundle without a rootfs shows of the host, read-only, where it exists."""
+HOST_DIRECTORIES = ("/usr", "/bin", "/sbin", "/lib", "/lib64")
+"""What a bundle without a rootfs shows of the host, read-only, where it exists; as links into the first, where they are
+that on the host."""
+
+WORKSPACE = "/workspace"
+"""The working directory of a guest that has no root of its own, unless another is asked for: empty, and its own."""
 
 MAX_CONFIG = 1 << 20
 """Bytes of a config.json."""
@@ -67,6 +74,8 @@ _CAPABILITY_SETS = ("bounding", "effective", "inheritable", "permitted", "ambien
 # The only `dev.gvisor.` annotations that cannot name a host path, a device or a flag. Others can: `flag.` and `bundle.`
 # set flags, `spec.rootfs.` opens an image on the host, `internal.` switches device proxies and checkpoints on.
 _HARMLESS = ("dev.gvisor.spec.mount.", "dev.gvisor.container-name-remap.", "dev.gvisor.internal.seccomp.")
+_SIZE = re.compile(r"[1-9][0-9]{0,17}[KkMmGg]?", re.ASCII)
+_MODE = re.compile(r"0?[0-7]{1,4}", re.ASCII)
 _VERSION = re.compile(r"1\.[0-9]{1,4}\.[0-9]{1,4}([-+][0-9A-Za-z.+-]{1,64})?", re.ASCII)
 _WITHIN = _words(
     "path args env timeout type major minor fileMode uid gid defaultAction names action flags listenerPath"
@@ -75,6 +84,27 @@ _JUDGED = {part.removesuffix("[]") for field in FIELDS for part in field.split("
 _SPELLING = {name.casefold(): name for name in _JUDGED}
 _FREE = _words("annotations sysctl unified rdma netDevices")
 """Objects whose keys are anybody's."""
+_GIVEN = ("bounding", "effective", "permitted")
+"""The sets that hold what the guest's root is given; execve(2) takes it from any other user."""
+CAPABILITIES: Mapping[str, tuple[str, ...]] = {
+    "none": (),
+    "docker": _words(
+        "CAP_AUDIT_WRITE CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER CAP_FSETID CAP_KILL CAP_MKNOD CAP_NET_BIND_SERVICE"
+        " CAP_SETFCAP CAP_SETGID CAP_SETPCAP CAP_SETUID CAP_SYS_CHROOT"
+    ),
+}
+"""What the names of sets mean. Docker's has CAP_NET_RAW too, which runsc takes from every guest unless it is told not
+to (--net-raw); it is told nothing, and the name is refused."""
+ALL_CAPABILITIES = frozenset(
+    "CAP_" + name
+    for name in _words(
+        "AUDIT_CONTROL AUDIT_READ AUDIT_WRITE BLOCK_SUSPEND BPF CHECKPOINT_RESTORE CHOWN DAC_OVERRIDE DAC_READ_SEARCH"
+        " FOWNER FSETID IPC_LOCK IPC_OWNER KILL LEASE LINUX_IMMUTABLE MAC_ADMIN MAC_OVERRIDE MKNOD NET_ADMIN"
+        " NET_BIND_SERVICE NET_BROADCAST PERFMON SETFCAP SETGID SETPCAP SETUID SYSLOG SYS_ADMIN SYS_BOOT"
+        " SYS_CHROOT SYS_MODULE SYS_NICE SYS_PACCT SYS_PTRACE SYS_RAWIO SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG WAKE_ALARM"
+    )
+)
+"""capabilities(7), but for CAP_NET_RAW."""
 HOOKS = ("prestart", "createRuntime", "poststart", "poststop")
 """The hooks that a launch runs, on the host."""
 CPU_PERIOD = 100_000
@@ -82,6 +112,15 @@ CPU_PERIOD = 100_000
 
 
 # ---- mounts, as a caller names them ----
+
+
+class Etc(StrEnum):
+    """What a guest without a root of its own finds in /etc."""
+
+    GENERATED = "generated"
+    """Users, its name, name servers where it can reach them, and how the host's programs are set up (`etc`)."""
+    NONE = "none"
+    """Nothing but links of alternatives."""
 
 
 class MountType(StrEnum):
@@ -97,7 +136,9 @@ class Mount:
     """One mount of the guest: `source` on the host (binds only) at `target` in the guest (OCI runtime-spec, Mounts).
 
     Read-only unless it says otherwise; use `Mount.tmpfs` for scratch space. `options` are passed to runsc as they are.
-    Raises BadArgument for a path that is relative, empty, has `..` or NUL, or for a target of `/`.
+    A launch refuses a source that would give the host away (`/`, what is in /proc, /sys and /dev, /run itself, a
+    socket) unless it is `meant`. Raises BadArgument for a path that is relative, empty, has `..` or NUL, or for a
+    target of `/`.
     """
 
     source: HostPath = ""
@@ -105,14 +146,16 @@ class Mount:
     readonly: bool = True
     type: MountType = MountType.BIND
     options: tuple[str, ...] = ()
+    meant: bool = False
 
     def __post_init__(self) -> None:
         try:
             object.__setattr__(self, "type", MountType(self.type))
         except ValueError:
             raise _unfit("mount type", self.type, ", ".join(MountType)) from None
-        if type(self.readonly) is not bool:
-            raise _unfit("mount readonly", self.readonly, "true or false")
+        for name in ("readonly", "meant"):
+            if type(getattr(self, name)) is not bool:
+                raise _unfit(f"mount {name}", getattr(self, name), "true or false")
         object.__setattr__(self, "options", tuple(self.options))
         target = _argument(_path, _string_of(self.target, "mount target"), "mount target")
         if not target.strip("/."):
@@ -126,21 +169,58 @@ class Mount:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """A mount from `SRC:DST[:ro|rw]`, or `tmpfs:DST[:ro|rw]`; binds are read-only and a tmpfs writable by default.
+        """A mount from `SRC:DST[:OPTION,...]`, or `tmpfs:DST[:OPTION,...]`; binds are read-only and a tmpfs writable by
+        default.
 
+        Options are `ro`, `rw`, `meant` (see `Mount`) for a bind, and for a tmpfs `size=BYTES` (with K, M or G) and
+        `mode=OCTAL`.
         Raises BadArgument. A path that has a colon cannot be written so; use `Mount(source=..., target=...)`.
         """
         source, *rest = text.split(":")
-        if len(rest) not in (1, 2) or rest[1:] not in ([], ["ro"], ["rw"]):
-            raise _unfit("mount", text, "SRC:DST[:ro|rw]", "a path with a colon needs Mount(source=..., target=...)")
+        words = rest[1].split(",") if rest[1:] else []
+        ways = [word for word in words if word in ("ro", "rw")]
         kind = MountType.TMPFS if source == "tmpfs" else MountType.BIND
-        readonly = rest[1] == "ro" if rest[1:] else kind is MountType.BIND
-        return cls(source=source, target=rest[0], readonly=readonly, type=kind)
+        others = dict(word.partition("=")[::2] for word in words if word not in ways)
+        known = {"size", "mode"} if kind is MountType.TMPFS else {"meant"}
+        if len(rest) not in (1, 2) or len(ways) > 1 or not set(others) <= known or others.get("meant"):
+            more = "meant" if kind is MountType.BIND else "size=BYTES, mode=OCTAL"
+            raise _unfit(
+                "mount",
+                text,
+                f"{'SRC' if kind is MountType.BIND else 'tmpfs'}:DST[:OPTION,...] with ro or rw, {more}",
+                "a path with a colon needs Mount(source=..., target=...)",
+            )
+        readonly = ways == ["ro"] if ways else kind is MountType.BIND
+        if kind is MountType.TMPFS:
+            return cls.tmpfs(rest[0], readonly=readonly, **others)
+        return cls(source=source, target=rest[0], readonly=readonly, type=kind, meant="meant" in others)
 
     @classmethod
-    def tmpfs(cls, target: str, *, options: Sequence[str] = ()) -> Self:
-        """Writable memory-backed scratch space at `target`."""
-        return cls(target=target, readonly=False, type=MountType.TMPFS, options=tuple(options))
+    def tmpfs(
+        cls,
+        target: str,
+        *,
+        size: int | str | None = None,
+        mode: int | str | None = None,
+        readonly: bool = False,
+        options: Sequence[str] = (),
+    ) -> Self:
+        """Writable memory-backed scratch space at `target`.
+
+        `size` is how many bytes it may hold, as a number or with K, M or G; `mode` its permission bits, as a number or
+        in octal digits.
+        """
+        more = []
+        if size is not None:
+            if isinstance(size, bool) or not _SIZE.fullmatch(str(size)):
+                raise _unfit("tmpfs size", size, "a number of bytes, or one with K, M or G")
+            more.append(f"size={str(size).lower()}")
+        if mode is not None:
+            digits = mode if isinstance(mode, str) else f"{mode:o}" if type(mode) is int and mode >= 0 else ""
+            if not _MODE.fullmatch(digits):
+                raise _unfit("tmpfs mode", mode, "permission bits: 0o1777, or 1777 in text")
+            more.append(f"mode={digits}")
+        return cls(target=target, readonly=readonly, type=MountType.TMPFS, options=(*options, *more))
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, object]) -> Self:
@@ -153,17 +233,20 @@ class Mount:
         kind = fields.pop("type", "bind")
         target = fields.pop("target", None) if "target" in fields else fields.pop("destination", None)
         source = fields.pop("source", "")
+        meant = fields.pop("meant", False)
         listed = "options" in fields
         options = _argument(_strings, fields.pop("options", None), "mount options")
         asked = fields.pop("readonly", None)
         default = "ro" in options if listed else kind == "bind"
         if fields:
-            raise _unfit("mount", ", ".join(map(str, fields)), "source, destination or target, type, options, readonly")
+            raise _unfit(
+                "mount", ", ".join(map(str, fields)), "source, destination or target, type, options, readonly, meant"
+            )
         if {"ro", "rw"} <= set(options) or (asked is not None and asked != default and {"ro", "rw"} & set(options)):
             raise _unfit("mount options", ",".join(options), "one of ro and rw, agreeing with readonly")
         extra = tuple(o for o in options if o not in ("ro", "rw", "bind", "rbind"))
         readonly = default if asked is None else asked
-        return cls(source=source, target=target, readonly=readonly, type=kind, options=extra)
+        return cls(source=source, target=target, readonly=readonly, type=kind, options=extra, meant=meant)
 
     def as_oci(self) -> dict[str, object]:
         """The OCI `mounts` entry."""
@@ -185,6 +268,8 @@ class Bind:
     """Absolute host path."""
     readonly: bool
     recursive: bool
+    meant: bool = True
+    """Did whoever named the source mean it, whatever it is: a bundle's author says so by naming it."""
 
 
 # ---- the bundle ----
@@ -197,7 +282,7 @@ class OciBundle:
     `path`. Use `OciBundle.build` for a command, `OciBundle.load` for a bundle on disk. Raises BadBundle or Refused.
     """
 
-    __slots__ = ("_binds", "_identity", "_path", "_text")
+    __slots__ = ("_binds", "_fill", "_identity", "_links", "_path", "_text", "_trees")
 
     def __init__(
         self,
@@ -217,6 +302,9 @@ class OciBundle:
         self._identity = identity
         self._text = _encode(document)
         self._binds = tuple(self._find_binds(document))
+        self._trees: tuple[Tree, ...] = ()
+        self._fill: Mapping[str, tuple[int, bytes]] = {}
+        self._links: Mapping[str, str] = {}
 
     @property
     def bundle_path(self) -> Path | None:
@@ -238,6 +326,22 @@ class OciBundle:
     def identity(self) -> tuple[int, int] | None:
         """(st_dev, st_ino) of the directory that `load` judged, for whoever reaches it by path again; else None."""
         return self._identity
+
+    @property
+    def trees(self) -> tuple[Tree, ...]:
+        """What of ours the guest is to see beside its mounts: its /etc."""
+        return self._trees
+
+    @property
+    def fill(self) -> Mapping[str, tuple[int, bytes]]:
+        """Mode and content of files, by their paths, that the guest is to find where its rootfs has none, or an empty
+        one."""
+        return self._fill
+
+    @property
+    def links(self) -> Mapping[str, str]:
+        """Links in the empty root that the launcher makes, by their place."""
+        return self._links
 
     def binds(self) -> tuple[Bind, ...]:
         """The bind mounts, in mounting order (OCI runtime-spec, Mounts)."""
@@ -302,47 +406,86 @@ class OciBundle:
         rootfs: HostPath | None = None,
         mounts: Iterable[Mount | str | Mapping[str, object]] = (),
         env: Mapping[str, str] | None = None,
-        cwd: str = "/",
+        cwd: str | None = None,
         hostname: str = "gvisor",
         uid: int = 0,
         gid: int = 0,
+        groups: Sequence[int] = (),
         rlimits: Mapping[str, int | tuple[int, int]] | None = None,
         readonly: bool = True,
         terminal: bool = False,
+        etc: Etc | str = Etc.GENERATED,
+        resolver: bool = False,
+        capabilities: str | Iterable[str] = "none",
     ) -> Self:
-        """A bundle in memory that runs `args` without any capability.
+        """A bundle in memory that runs `args`.
 
             OciBundle.build(["python3", "-c", "print(6*7)"], mounts=["/data:/data:ro"], rlimits={"RLIMIT_NOFILE": 256})
 
         `rootfs` is an absolute host directory; without it the guest sees the host's HOST_DIRECTORIES read-only (they
-        are looked up now). `/proc`, `/dev` and a tmpfs at `/dev/shm` and `/tmp` are always there; a mount at one of the
-        other default targets takes its place.
-        `env` is the whole environment, DEFAULT_ENV when None. `rlimits` maps `RLIMIT_*` to
-        one limit or to (soft, hard). Raises BadArgument for what cannot be passed on: NUL, not UTF-8, one string of
-        128 KiB, 2 MiB of strings together, an option out of range (OCI runtime-spec, Process).
+        are looked up now), a generated /etc, and a tmpfs of its own where it starts (`cwd`, WORKSPACE when None) and at
+        its HOME. A guest with a `rootfs` starts in `/`, and has generated those of /etc/passwd, group, hosts, hostname,
+        nsswitch.conf and resolv.conf that are not there or are empty, where the launch is confined and the guest does
+        not write to the directory itself. `etc="none"` leaves all of this away: `config` is then the whole guest.
+        `/proc`, `/dev` and a tmpfs at `/dev/shm` and `/tmp` are always there; a mount at one of the other default
+        targets takes its place. `resolver` says that the guest's network reaches the host's name servers.
+        `env` is the whole environment; when None, DEFAULT_ENV with the user's home. `rlimits` maps `RLIMIT_*` to
+        one limit or to (soft, hard). `capabilities`, in the guest alone, of its root and of its set-id programs are
+        "none", "docker" (what Docker gives) or names; any other user has none, for gVisor keeps no ambient ones.
+
+        Raises BadArgument for what cannot be passed on: NUL, not UTF-8, one string of 128 KiB, 2 MiB of strings
+        together, an option out of range (OCI runtime-spec, Process).
         """
         if isinstance(args, str | bytes) or not isinstance(args, Sequence):
             raise _unfit("args", args, "a list of strings")
+        # Numbers that are none are refused below, with the rest of the configuration.
+        whole = _etc(etc) is Etc.GENERATED and all(type(n) is int and 0 <= n <= MAX_ID for n in (uid, gid))
+        own = rootfs is None and whole
+        held = capabilities_of(capabilities)
+        if env is None:
+            env = {**DEFAULT_ENV, "HOME": etc_.accounts(uid, gid).find(uid).home or "/"} if own else DEFAULT_ENV
+        if cwd is None:
+            cwd = WORKSPACE if own else "/"
+        mine = [_as_mount(mount) for mount in mounts]
+        binds, links = ([], {}) if rootfs is not None else _host_binds([mount.target for mount in mine], linked=own)
+        trees = []
+        fill: dict[str, tuple[int, bytes]] = {}
+        if whole and not own:
+            names = etc_.names(uid=uid, gid=gid, hostname=hostname, resolver=resolver)
+            fill = {f"{etc_.TARGET}/{name}": file for name, file in names.items()}
+        if own:
+            targets = [mount.target for mount in mine]
+            mine += _private(cwd, env.get("HOME", ""), uid, gid, [*targets, *(m.target for m in [*binds, *_pseudo()])])
+            if etc_.TARGET not in targets:
+                taken = [target.removeprefix(f"{etc_.TARGET}/") for target in targets]
+                trees = [etc_.generated(uid=uid, gid=gid, hostname=hostname, resolver=resolver, taken=taken)]
         process = {
             "terminal": terminal,
-            "user": {"uid": uid, "gid": gid},
+            "user": {"uid": uid, "gid": gid, **({"additionalGids": list(groups)} if groups else {})},
             "args": [_string_of(arg, f"args[{i}]") for i, arg in enumerate(args)],
-            "env": [_entry(name, value) for name, value in (DEFAULT_ENV if env is None else env).items()],
+            "env": [_entry(name, value) for name, value in env.items()],
             "cwd": cwd,
-            "capabilities": {name: [] for name in _CAPABILITY_SETS},
+            "capabilities": {name: held if name in _GIVEN else [] for name in _CAPABILITY_SETS},
             "rlimits": [_rlimit(kind, limit) for kind, limit in (rlimits or {}).items()],
-            "noNewPrivileges": True,
+            "noNewPrivileges": not held,
         }
+        mounted = _mounts(mine, binds)
         root = _ROOTFS if rootfs is None else _argument(_path, _string_of(rootfs, "rootfs"), "rootfs", host=True)
         config = {
             "ociVersion": "1.0.2",
             "process": process,
             "root": {"path": root, "readonly": readonly},
             "hostname": hostname,
-            "mounts": _mounts(mounts, [] if rootfs is not None else _host_binds()),
+            "mounts": mounted,
             "linux": {"namespaces": [{"type": kind} for kind in ("pid", "mount", "ipc", "uts")]},
         }
-        return _argument(cls, None, config)
+        bundle = _argument(cls, None, config)
+        bundle._trees, bundle._links, bundle._fill = tuple(trees), links, fill
+        meant = {mount.target: mount.meant for mount in [*binds, *mine]}
+        bundle._binds = tuple(
+            replace(bind, meant=meant[str(mounted[bind.index]["destination"])]) for bind in bundle._binds
+        )
+        return bundle
 
     @classmethod
     def load(
@@ -406,6 +549,27 @@ class OciBundle:
 # ---- building ----
 
 
+def capabilities_of(asked: str | Iterable[str]) -> list[str]:
+    """The names that a caller's `capabilities` mean, as capabilities(7) has them; BadArgument for what is none."""
+    words = CAPABILITIES.get(asked, (asked,)) if isinstance(asked, str) else asked
+    names = []
+    for word in words:
+        name = str(word).upper()
+        name = name if name.startswith("CAP_") else f"CAP_{name}"
+        if name not in ALL_CAPABILITIES:
+            raise _unfit("capability", word, f"{', '.join(CAPABILITIES)}, or names such as CAP_CHOWN (capabilities(7))")
+        if name not in names:
+            names.append(name)
+    return names
+
+
+def _etc(asked: Etc | str) -> Etc:
+    try:
+        return Etc(asked)
+    except ValueError:
+        raise _unfit("etc", asked, ", ".join(Etc)) from None
+
+
 _ARGUMENTS = "`nucleus-gvisor run --help` and `help(OciBundle.build)` have what each argument takes"
 _FIELDS = "config.md of the OCI runtime specification has what each field takes"
 
@@ -449,15 +613,41 @@ def _rlimit(kind: str, limit: object) -> dict[str, object]:
     return {"type": kind, "soft": soft, "hard": hard}
 
 
-def _host_binds() -> list[Mount]:
-    # The real path, for on a merged-/usr host /bin is a link, and a link cannot be bound.
-    try:
-        found = [(os.path.realpath(name), name) for name in HOST_DIRECTORIES]
-    except OSError as error:
-        raise _wrong(
-            "the host's directories", error, "to be looked at", hint=remedy(error), path=error.filename
-        ) from error
-    return [Mount(source=source, target=name) for source, name in found if os.path.isdir(source)]
+def _host_binds(targets: Collection[str], *, linked: bool) -> tuple[list[Mount], dict[str, str]]:
+    """The host's directories of programs. `linked`: each once; where one is a link into another, as today /bin is, it
+    is a link in the guest as well, unless something is to be mounted below it."""
+    binds: list[Mount] = []
+    links: dict[str, str] = {}
+    for name in HOST_DIRECTORIES if linked else (*HOST_DIRECTORIES, "/etc/alternatives"):
+        try:
+            # The real path, for a link cannot be bound.
+            real = os.path.realpath(name)
+            is_directory = os.path.isdir(real)
+        except OSError as error:
+            raise _wrong(
+                "the host's directories", error, "to be looked at", hint=remedy(error), path=error.filename
+            ) from error
+        taken = any(f"{target}/".startswith(f"{name}/") for target in targets)
+        if is_directory and linked and not taken and any(real.startswith(f"{bind.target}/") for bind in binds):
+            links[name] = real
+        elif is_directory:
+            binds.append(Mount(source=real, target=name, meant=True))
+    return binds, links
+
+
+def _private(cwd: str, home: str, uid: int, gid: int, taken: Sequence[str]) -> list[Mount]:
+    """Directories of the guest's own, where it starts and where it is at home, unless something is mounted there."""
+    found = {
+        path: Mount.tmpfs(path, options=("nosuid", "nodev", *options))
+        for path, options in ((home, ("mode=0700", f"uid={uid}", f"gid={gid}")), (cwd, ("mode=1777",)))
+        if path.startswith("/") and path.strip("/.") and not _lies(path, taken)
+    }
+    return [found[path] for path in sorted(found)]
+
+
+def _lies(path: str, places: Iterable[str]) -> bool:
+    """Is `path` one of `places`, in one or around one."""
+    return any(f"{path}/".startswith(f"{place}/") or f"{place}/".startswith(f"{path}/") for place in places)
 
 
 def _pseudo() -> list[Mount]:
@@ -469,8 +659,7 @@ def _pseudo() -> list[Mount]:
     ]
 
 
-def _mounts(asked: Iterable[Mount | str | Mapping[str, object]], binds: list[Mount]) -> list[dict[str, object]]:
-    mine = [_as_mount(mount) for mount in asked]
+def _mounts(mine: list[Mount], binds: list[Mount]) -> list[dict[str, object]]:
     targets = [mount.target for mount in mine]
     for target in targets:
         if target in ("/proc", "/dev") or targets.count(target) > 1:

@@ -19,7 +19,7 @@ from nucleus_gvisor.model.errors import BadArgument, Error, LaunchError, remedy,
 from nucleus_gvisor.runtime import audit
 from nucleus_gvisor.runtime.audit import Record
 from nucleus_gvisor.runtime.bounds import KEPT, RecordBounds
-from nucleus_gvisor.runtime.bundle import OciBundle
+from nucleus_gvisor.runtime.bundle import CAPABILITIES, DEFAULT_ENV, Etc, OciBundle, capabilities_of
 from nucleus_gvisor.runtime.capture import NAMES
 from nucleus_gvisor.runtime.errors import CannotExec, HookFailed, PoststartFailed, SandboxError
 from nucleus_gvisor.runtime.gvisor import GVisorRuntime, SandboxProcess
@@ -36,7 +36,7 @@ from nucleus_gvisor.runtime.options import (
     as_flags,
 )
 from nucleus_gvisor.runtime.paths import described
-from nucleus_gvisor.runtime.request import user_of
+from nucleus_gvisor.runtime.request import accounts_of
 from nucleus_gvisor.runtime.sandbox import Sandbox, limited
 from nucleus_gvisor.runtime.streams import Relay, handling, open_standard_descriptors
 from nucleus_gvisor.runtime.version import VERSION
@@ -307,6 +307,15 @@ def _rlimit(text: str) -> tuple[str, tuple[int, int]]:
     return f"RLIMIT_{name.upper().removeprefix('RLIMIT_')}", (int(soft), int(hard or soft))
 
 
+def _capabilities(text: str) -> str | tuple[str, ...]:
+    asked = text if text in CAPABILITIES else tuple(text.split(","))
+    try:
+        capabilities_of(asked)
+    except BadArgument as error:
+        raise argparse.ArgumentTypeError(f"{shown(str(error.observed))}: expected {error.expected}") from None
+    return asked
+
+
 def _service(text: str) -> tuple[str, ...]:
     try:
         words = tuple(shlex.split(text))
@@ -371,9 +380,14 @@ def _add_launch(parser: argparse.ArgumentParser, *, lives: bool = False) -> None
         "ours. A VALUE written here can be seen by every user of the host, in this process's arguments")  # fmt: skip
     add("--env-file", metavar="FILE", action="append", default=[], help="set the guest variables in FILE: NAME=VALUE "
         "or NAME, one a line, without quotes; empty lines and those with # in front are left out")  # fmt: skip
-    add("--cwd", metavar="DIR", default="/", help="the guest's working directory (default: /)")
+    add("--cwd", metavar="DIR", help="the guest's working directory (default: /workspace, its own; / with --rootfs)")
     add("--hostname", metavar="NAME", default="gvisor", help="the guest's host name (default: gvisor)")
-    add("--user", metavar="UID[:GID]", default="0:0", help="the guest's user (default: 0:0)")
+    add("--user", metavar="USER[:GROUP]", default="0:0", help="the guest's user, by number or by a name that it knows "
+        "(default: 0:0)")  # fmt: skip
+    add("--capabilities", metavar="SET", type=_capabilities, default="none", help="what the guest's user may do there "
+        "beyond others: none (default), docker, or names with commas between")  # fmt: skip
+    add("--etc", choices=[str(e) for e in Etc], default="generated", help="what a guest without --rootfs finds in /etc "
+        "(default: generated); none: nothing, and no directories of its own")  # fmt: skip
     add("--rlimit", metavar="NAME=SOFT[:HARD]", type=_rlimit, action="append", default=[], help="a limit of each "
         "process of the guest's, such as NOFILE=256")  # fmt: skip
     if not lives:
@@ -408,7 +422,7 @@ def bundle_of(given: argparse.Namespace) -> OciBundle | Path:
     """The bundle that the arguments mean: built, or the directory to load at launch."""
     words = given.words[1:] if given.words[:1] == ["--"] else given.words
     if given.bundle is not None:
-        if words or given.mount or given.env or given.env_file or given.cwd != "/" or given.rlimit:
+        if words or given.mount or given.env or given.env_file or given.cwd or given.rlimit:
             raise BadArgument(
                 "a bundle brings its own command, mounts, environment and directory",
                 step="Resolve",
@@ -425,33 +439,29 @@ def bundle_of(given: argparse.Namespace) -> OciBundle | Path:
             observed="nothing after the options",
             hint="name the program: nucleus-gvisor run -- echo hello",
         )
-    uid, gid = _user(given.user)
+    rootfs = None if given.rootfs is None else _absolute(given.rootfs)
+    who = accounts_of(rootfs, given.etc == "generated", given.user).find(given.user)
     return OciBundle.build(
         words,
-        rootfs=None if given.rootfs is None else _absolute(given.rootfs),
+        rootfs=rootfs,
         readonly=given.writable is None,
         mounts=given.mount,
-        env=_environment(given.env, given.env_file),
+        env={
+            **DEFAULT_ENV,
+            **({"HOME": who.home} if who.home else {}),
+            **_environment(given.env, given.env_file),
+        },
         cwd=given.cwd,
         hostname=given.hostname,
-        uid=uid,
-        gid=gid,
+        uid=who.uid,
+        gid=who.gid,
+        groups=who.groups,
         rlimits=dict(given.rlimit),
         terminal=False,
+        etc=given.etc,
+        resolver=given.network == NetworkMode.HOST,
+        capabilities=given.capabilities,
     )
-
-
-def _user(text: str) -> tuple[int, int]:
-    try:
-        return user_of(text)
-    except ValueError:
-        raise BadArgument(
-            "user refused",
-            step="Resolve",
-            observed=text,
-            expected="UID or UID:GID, in digits",
-            hint="names are the guest's own: its /etc/passwd has the number",
-        ) from None
 
 
 def _seconds(text: str) -> float:
@@ -465,13 +475,9 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _environment(entries: Sequence[str], files: Sequence[str] = ()) -> dict[str, str] | None:
-    """The guest's variables, added to the default ones; None when none was asked for. `entries` come after `files`."""
-    from nucleus_gvisor.runtime.bundle import DEFAULT_ENV
-
-    if not entries and not files:
-        return None
-    env = dict(DEFAULT_ENV)
+def _environment(entries: Sequence[str], files: Sequence[str] = ()) -> dict[str, str]:
+    """The guest's variables that were asked for. `entries` come after `files`."""
+    env: dict[str, str] = {}
     for file in files:
         for number, line in enumerate(_env_lines(file), 1):
             if line.strip() and not line.lstrip().startswith("#"):
@@ -632,12 +638,14 @@ def _sandbox_of(given: argparse.Namespace) -> Sandbox:
         given.id,
         given.network,
         # What the guest's programs draw on is the terminal of whoever sees it.
-        {"TERM": os.environ.get("TERM", "dumb"), **(_environment(given.env, given.env_file) or {})},
+        {"TERM": os.environ.get("TERM", "dumb"), **_environment(given.env, given.env_file)},
         given.mount,
         given.cwd,
         rootfs=None if given.rootfs is None else _absolute(given.rootfs),
         writable=given.writable or False,
-        user=_user(given.user),
+        user=given.user,
+        etc=given.etc,
+        capabilities=given.capabilities,
         hostname=given.hostname,
         memory=limits.memory,
         cpus=limits.cpus,

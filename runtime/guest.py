@@ -1,12 +1,14 @@
-"""Our own program in the guest: its init, and the one that copies files. It needs nothing of the guest's root.
+"""What of ours is in a guest: trees of files, and our own program, its init and the one that copies files.
 
-One static ELF file of a few kilobytes, so that a rootfs need have neither `sleep` nor `cat` nor `tar`. The source of
-the code is tests/sandbox/guest.c, and a test builds it again.
+The program is one static ELF file of a few kilobytes, so that a rootfs need have neither `sleep` nor `cat` nor `tar`.
+The source of its code is tests/sandbox/guest.c, and a test builds it again.
 """
 
 import binascii
 import os
 import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from nucleus_gvisor.model.errors import Unsupported
 from nucleus_gvisor.runtime import _guest
@@ -28,6 +30,21 @@ CODE = {machine: binascii.a2b_base64(text) for machine, text in _guest.CODE.item
 _MACHINE = {"x86_64": 62, "aarch64": 183}  # EM_X86_64, EM_AARCH64, elf.h
 _BASE = 0x400000
 _HEADERS = 64 + 56
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A read-only directory of ours at `target` of the guest, made anew for each launch. Names are relative to it.
+
+    `sources` are files and directories of the host that lie in it.
+    """
+
+    target: str
+    files: Mapping[str, tuple[int, bytes]]
+    """Mode and content."""
+    links: Mapping[str, str] = field(default_factory=dict)
+    directories: tuple[str, ...] = ()
+    sources: Mapping[str, str] = field(default_factory=dict)
 
 
 def program(machine: str | None = None) -> bytes:

@@ -21,10 +21,11 @@ from nucleus_gvisor.runtime.audit import Record
 from nucleus_gvisor.runtime.bundle import HostPath, OciBundle
 from nucleus_gvisor.runtime.cleanup import state_component
 from nucleus_gvisor.runtime.errors import HookFailed, PoststartFailed, SandboxError, SandboxGone
+from nucleus_gvisor.runtime.guest import Tree
 from nucleus_gvisor.runtime.hooks import Hooks
 from nucleus_gvisor.runtime.identity import Identity
 from nucleus_gvisor.runtime.ids import Owners
-from nucleus_gvisor.runtime.launch import Launch, Programs
+from nucleus_gvisor.runtime.launch import Launch
 from nucleus_gvisor.runtime.limits import Held, Limits
 from nucleus_gvisor.runtime.options import (
     Enforcement,
@@ -427,7 +428,7 @@ class GVisorRuntime:
         stderr: Stream = None,
         die_with_thread: bool = False,
         attendant: int | None = None,
-        programs: Programs | None = None,
+        tree: Tree | None = None,
         limits: Limits | None = None,
         checkpoint: HostPath | None = None,
     ) -> SandboxProcess:
@@ -438,7 +439,7 @@ class GVisorRuntime:
         Safe in a process with several threads. `die_with_thread` has the kernel kill the sandbox when the calling
         thread ends, however it ends. Raises a LaunchError with the record on it; the caller is then as it was.
 
-        `attendant` and `programs` are the sandbox API's: the socket of an `Attendant`, and what it shows the guest.
+        `attendant` and `tree` are the sandbox API's: the socket of an `Attendant`, and what it shows the guest.
         Without one, a launch whose `limits`, or whose bundle's, are watched brings its own, and the sandbox ends with
         the calling process. With `checkpoint`, a directory, runsc restores the image in it (`runsc restore`): the guest
         goes on where that was taken. PoststartFailed when such a hook of the bundle's failed; the guest had run.
@@ -461,7 +462,7 @@ class GVisorRuntime:
                 # A fork would keep a copy of all the caller's memory for as long as the sandbox lives.
                 fresh_interpreter=None if attendant is None else True,
                 attendant=attendant,
-                programs=programs,
+                tree=tree,
                 limits=Held(limits or Limits(), attendant is not None),
                 checkpoint=checkpoint,
             )

@@ -10,7 +10,6 @@ import resource
 import secrets
 import stat
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +40,7 @@ from nucleus_gvisor.runtime.audit import Record
 from nucleus_gvisor.runtime.bundle import HostPath, OciBundle
 from nucleus_gvisor.runtime.cleanup import Place
 from nucleus_gvisor.runtime.fields import told
+from nucleus_gvisor.runtime.guest import Tree
 from nucleus_gvisor.runtime.hooks import Hooks, judge
 from nucleus_gvisor.runtime.identity import Identity
 from nucleus_gvisor.runtime.ids import Owners, subordinate
@@ -89,14 +89,6 @@ LIMITS = {
 _SKIPPABLE = (ConfineFailed, NotProved, Incompatible)
 
 
-@dataclass(frozen=True)
-class Programs:
-    """Our own programs for the guest: executables by name, in a read-only directory `target` of the guest's."""
-
-    target: str
-    files: Mapping[str, bytes]
-
-
 class Launch:
     """The steps of one launch (the machine's `Steps`), and the one place that holds what they made.
 
@@ -116,7 +108,7 @@ class Launch:
         die_with_parent: bool = False,
         fresh_interpreter: bool | None = None,
         attendant: int | None = None,
-        programs: Programs | None = None,
+        tree: Tree | None = None,
         limits: Held | None = None,
         checkpoint: HostPath | None = None,
     ) -> None:
@@ -127,7 +119,9 @@ class Launch:
         self.launch_id: str = secrets.token_hex(16)
         self._bundle, self._runsc_path, self._in_place = bundle, runsc_path, in_place
         self._stdio, self._die_with_parent, self._fresh = stdio, die_with_parent, fresh_interpreter
-        self._attendant, self._programs = attendant, programs
+        self._attendant = attendant
+        self._own = () if tree is None else (tree,)
+        """What of ours the guest is to see beside what its bundle brings."""
         self.limits: Held | None = limits if limits is not None or in_place else Held(Limits())
         """None in place, where nobody is left to see to any."""
         self.hooks: Hooks | None = None
@@ -427,11 +421,10 @@ class Launch:
             self._image.compare(self._description())
 
     def _look_at(self, bundle: OciBundle) -> prepare.Guest:
-        own = [] if self._programs is None else [self._programs.target]
         ours = [] if self.place is None else [self.place.base_path]
         if self._identity is not None:
             ours += kept.places(self._identity)
-        return prepare.look_at_bundle(bundle, self.options.writable, *own, ours=ours)
+        return prepare.look_at_bundle(bundle, self.options.writable, *self._own, ours=ours, fills=self._must_lock)
 
     def _description(self) -> dict[str, Any]:
         assert self._guest is not None
@@ -704,22 +697,25 @@ class Launch:
             binds=[(s.path, s.identity, s.target, s.readonly, s.recursive) for s in guest.sources],
             skeleton=None if guest.skeleton is None else list(guest.skeleton),
             missing=list(guest.missing),
+            fill=dict(guest.fill) if locked else {},
             covers=list(guest.covers),
-            config=self._with_programs(
+            links=dict(guest.bundle.links),
+            trees=[tree.planned for tree in guest.trees],
+            config=self._with_trees(
                 guest.bundle.private_config(
                     roots["rootfs"],
                     {index: roots[target] for index, target in guest.binds.items()},
                     netns="/proc/self/ns/net" if locked and self.options.network_mode is NetworkMode.SANDBOX else None,
                     without=self._lost,
                 ),
-                f"{path}/{_child.PROGRAMS}",
+                locked,
             ),
             allow=allow,
             stdio=self._stdio,
             die_with_parent=self._die_with_parent and not self._in_place,
             host_root=self._identity is not None and self._identity.host_root,
             attendant=self._attendant,
-            programs={} if self._programs is None else self._programs.files,
+            lives=bool(self._own),
             said={} if self.said is None else self.said.descriptors,
             image=[] if self._image is None else list(self._image.files),
             store=guest.writable is Writable.DISK,
@@ -728,16 +724,27 @@ class Launch:
 
     def _wants_ids(self) -> bool:
         """Would an ordinary caller's guest make files of other ids: its commands have users of their own."""
-        return bool(os.geteuid() and self._written) and (self._programs is not None or self._user() != (0, 0))
+        return bool(os.geteuid() and self._written) and (bool(self._own) or self._user() != (0, 0))
 
-    def _with_programs(self, config: bytes, source: str) -> bytes:
-        """The private config.json with our own programs in it, which no bundle can name: they are made by the child."""
-        if self._programs is None:
+    def _with_trees(self, config: bytes, locked: bool) -> bytes:
+        """The private config.json with the trees of ours in it, which no bundle can name: they are made by the child.
+
+        What of the host lies in one is mounted there by the child, at no cost of runsc's; unless it cannot mount.
+        """
+        assert self._guest is not None and self.place is not None
+        if not self._guest.trees:
             return config
         document = json.loads(config)
-        options = ["rbind", "ro"]
-        mount = {"destination": self._programs.target, "type": "bind", "source": source, "options": options}
-        document["mounts"] = [*(document.get("mounts") or []), mount]
+        mounts = []
+        for place in self._guest.trees:
+            mounts.append((place.tree.target, os.fsdecode(self.place.path) + f"/{place.name}"))
+            if not locked:
+                mounts += [(f"{place.tree.target}/{name}", source) for name, source in place.tree.sources.items()]
+        # First, for a bundle may mount something of its own within.
+        document["mounts"] = [
+            {"destination": target, "type": "bind", "source": source, "options": ["rbind", "ro"]}
+            for target, source in mounts
+        ] + (document.get("mounts") or [])
         return json.dumps(document, separators=(",", ":")).encode("ascii")
 
     def _confine(self, _: Facts) -> Mapping[str, object]:

@@ -15,8 +15,19 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
 
 from nucleus_gvisor.model.errors import BadArgument
+from nucleus_gvisor.runtime import etc as etc_
+from nucleus_gvisor.runtime.accounts import Accounts, User, Who, of_rootfs
 from nucleus_gvisor.runtime.bounds import KEPT, RecordBounds
-from nucleus_gvisor.runtime.bundle import DEFAULT_ENV, HostPath, Mount, MountType, OciBundle
+from nucleus_gvisor.runtime.bundle import (
+    DEFAULT_ENV,
+    WORKSPACE,
+    Etc,
+    HostPath,
+    Mount,
+    MountType,
+    OciBundle,
+    capabilities_of,
+)
 from nucleus_gvisor.runtime.gvisor import GVisorRuntime
 from nucleus_gvisor.runtime.limits import DISK_DEFAULT, Limits
 from nucleus_gvisor.runtime.options import (
@@ -31,8 +42,6 @@ from nucleus_gvisor.runtime.options import (
 
 Environment = Mapping[str, str | None] | Sequence[str]
 """Variables by name, None for one that is not to be there, or a list of NAME=VALUE."""
-User = int | tuple[int, int] | str
-"""A user id, (user id, group id), or `UID[:GID]`; the group is the user's number when there is none."""
 
 
 @runtime_checkable
@@ -49,6 +58,10 @@ class MountLike(Protocol):
     def readonly(self) -> bool: ...
 
 
+DECEIVING = frozenset(
+    ("CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_SYS_MODULE", "CAP_SYS_RAWIO")
+)
+"""With these a process of the guest can become another user's, trace one, mount over /proc, or gain the others."""
 AnyMount = Mount | MountLike | Mapping[str, Any] | str
 Words = HostPath | Sequence[HostPath]
 """A command: its first word, which others follow, or all of them."""
@@ -79,6 +92,8 @@ class OwnOptions(TypedDict, total=False):
     keep_records: RecordBounds
     debug_dir: HostPath | None
     cwd: str | None
+    etc: Etc | str
+    capabilities: str | Sequence[str]
 
 
 class SandboxOptions(OwnOptions, total=False):
@@ -89,7 +104,7 @@ class SandboxOptions(OwnOptions, total=False):
     network: NetworkMode | str
     env: Environment | None
     mounts: Sequence[AnyMount] | None
-    working_dir: str
+    working_dir: str | None
 
 
 @dataclass(frozen=True)
@@ -99,31 +114,49 @@ class Request:
     sandbox_id: str
     env: Mapping[str, str]
     working_dir: str
-    user: tuple[int, int]
+    who: Who
+    home: bool
+    """Is HOME that of the user, rather than the caller's word."""
+    accounts: Accounts
     runtime: GVisorRuntime
     options: GVisorOciRunOptions
     limits: Limits
     how: Mapping[str, Any]
     """Keyword arguments of `OciBundle.build`."""
 
+    @property
+    def user(self) -> tuple[int, int]:
+        """(uid, gid) of the guest's processes."""
+        return self.who.uid, self.who.gid
+
+    @property
+    def may_deceive(self) -> bool:
+        """Can the guest's processes pass for others."""
+        return not DECEIVING.isdisjoint(capabilities_of(self.how["capabilities"]))
+
     def bundle(self, args: Sequence[HostPath]) -> OciBundle:
         """The bundle that runs `args`."""
-        uid, gid = self.user
-        return OciBundle.build(args, env=self.env, cwd=self.working_dir, uid=uid, gid=gid, **self.how)
+        who = self.who
+        return OciBundle.build(
+            args, env=self.env, cwd=self.working_dir, uid=who.uid, gid=who.gid, groups=who.groups, **self.how
+        )
 
     def process(
         self, args: Sequence[HostPath], env: Environment | None, cwd: str | None, user: User | None
     ) -> dict[str, Any]:
         """One more process of the guest, as OCI has it; judged like a bundle's own."""
-        uid, gid = self.user if user is None else user_of(user)
+        who = self.who if user is None else self.accounts.find(user)
+        home = {"HOME": who.home} if self.home and user is not None and who.home else {}
         bundle = OciBundle.build(
             args,
             rootfs="/",
-            env=merged(self.env, env),
+            env=merged({**self.env, **home}, env),
             cwd=self.working_dir if cwd is None else directory(cwd, "cwd"),
-            uid=uid,
-            gid=gid,
+            uid=who.uid,
+            gid=who.gid,
+            groups=who.groups,
             rlimits=self.how["rlimits"],
+            capabilities=self.how["capabilities"],
         )
         process: dict[str, Any] = bundle.config["process"]
         return process
@@ -135,7 +168,7 @@ def request(
     network: NetworkMode | str = NetworkMode.NONE,
     env: Environment | None = None,
     mounts: Sequence[AnyMount] | None = None,
-    working_dir: str = "/",
+    working_dir: str | None = None,
     *,
     rootfs: HostPath | None = None,
     writable: bool | str = False,
@@ -159,12 +192,17 @@ def request(
     keep_records: RecordBounds = KEPT,
     debug_dir: HostPath | None = None,
     cwd: str | None = None,
+    etc: Etc | str = Etc.GENERATED,
+    capabilities: str | Sequence[str] = "none",
 ) -> Request:
     """Judge the arguments that `Sandbox` documents."""
     where = Writable.asked(writable)
     if cwd is not None and working_dir not in (None, "/"):
         raise ValueError("working_dir and cwd are the same: give one of them")
+    own = rootfs is None and etc == Etc.GENERATED
     start = directory(working_dir, "working_dir") if cwd is None else directory(cwd, "cwd")
+    if own and cwd is None and working_dir is None:
+        start = WORKSPACE
     asked = _mounts(mounts)
     if disk is None and where is Writable.DISK:
         disk = DISK_DEFAULT
@@ -182,7 +220,13 @@ def request(
         "hostname": hostname,
         "rlimits": rlimits,
         "readonly": where is None,
+        "etc": etc,
+        "resolver": network_mode(network) is NetworkMode.HOST,
+        "capabilities": capabilities,
     }
+    accounts = accounts_of(rootfs, own, user)
+    who = accounts.find(user)
+    variables = environment(env)
     options = GVisorOciRunOptions(
         network_mode=network_mode(network),
         platform=platform,  # type: ignore[arg-type]
@@ -199,9 +243,11 @@ def request(
     )
     return Request(
         secrets.token_hex(16) if sandbox_id is None or sandbox_id == "" else sandbox_id,
-        merged(DEFAULT_ENV, env),
+        merged({**DEFAULT_ENV, **({"HOME": who.home} if who.home else {})}, env),
         start,
-        user_of(user),
+        who,
+        "HOME" not in variables,
+        accounts,
         GVisorRuntime.searching() if runsc is None else GVisorRuntime.with_path(os.path.abspath(os.fsdecode(runsc))),
         options,
         Limits(memory=memory, cpus=cpus, pids=pids, lifetime=lifetime, disk=disk, enforcement=limits),  # type: ignore[arg-type]
@@ -294,18 +340,14 @@ def _absolute(path: str) -> str:
     return "/" + posixpath.normpath(posixpath.join("/", path)).lstrip("/")
 
 
-def user_of(user: object) -> tuple[int, int]:
-    """(uid, gid); ValueError for a string that is not UID[:GID]."""
-    if isinstance(user, int):
-        return user, user
-    if isinstance(user, tuple) and len(user) == 2 and all(isinstance(number, int) for number in user):
-        return user
-    if isinstance(user, str):
-        uid, _, gid = user.partition(":")
-        if uid.isascii() and uid.isdecimal() and (not gid or (gid.isascii() and gid.isdecimal())):
-            return int(uid), int(gid or uid)
-        raise ValueError(f"user {user!r}: expected UID or UID:GID, in digits")
-    raise TypeError(f"user must be an int, a pair of them or a str, not {type(user).__name__}")
+def accounts_of(rootfs: HostPath | None, own: bool, user: User) -> Accounts:
+    """Whom the guest knows by name."""
+    if rootfs is not None:
+        return of_rootfs(os.fsencode(rootfs))
+    if not own:
+        return Accounts((), {})
+    who = etc_.accounts(0, 0).find(user)
+    return etc_.accounts(who.uid, who.gid)
 
 
 def _mounts(mounts: object) -> list[Mount]:

@@ -21,8 +21,8 @@ How it works, for whoever adds to it:
   started. So every other process that has no parent but the init, or none at all, is judged by the start time that the
   guest's kernel has of it (field 22 of /proc/PID/stat, proc(5)): an older one than the command is a daemon of an
   earlier command's, or the service, and is left alone; any other is the command's for sure while no other command ran
-  beside it. What cannot be told apart so, or ended within bounds, ends with the whole sandbox. No command has a
-  capability, so none can mount anything over the /proc that is read.
+  beside it. What cannot be told apart so, or ended within bounds, ends with the whole sandbox. So does a command with
+  capabilities by which it could become any user, or change what is read of it (`request.DECEIVING`).
 """
 
 import errno
@@ -45,6 +45,7 @@ from typing import IO, Any, AnyStr, Generic, Literal, NoReturn, Self, TypedDict,
 
 from nucleus_gvisor.model.errors import shown
 from nucleus_gvisor.runtime import guest, image, runsc, usage
+from nucleus_gvisor.runtime.accounts import User
 from nucleus_gvisor.runtime.attendant import PATIENCE, Attendant, Command
 from nucleus_gvisor.runtime.audit import Record
 from nucleus_gvisor.runtime.bundle import HostPath, OciBundle
@@ -77,7 +78,6 @@ from nucleus_gvisor.runtime.errors import (
     TooManyProcesses,
 )
 from nucleus_gvisor.runtime.gvisor import GVisorRuntime, SandboxProcess
-from nucleus_gvisor.runtime.launch import Programs
 from nucleus_gvisor.runtime.limits import DISK, MEMORY, PIDS_LIMIT, Limits
 from nucleus_gvisor.runtime.options import Confinement, Enforcement, GVisorOciRunOptions, NetworkMode, Writable
 from nucleus_gvisor.runtime.request import (
@@ -86,7 +86,6 @@ from nucleus_gvisor.runtime.request import (
     OwnOptions,
     Request,
     SandboxOptions,
-    User,
     Words,
     deadline_of,
     directory,
@@ -460,14 +459,16 @@ class Sandbox:
         caller's own.
     mounts: `Mount` objects, `SRC:DST[:ro|rw]`, or mappings and objects with `destination`, `source`, `type` and
         `readonly`, which are writable unless they say otherwise.
-    working_dir: where commands start; taken from the guest's root. `cwd` is the same, as `exec` has it.
+    working_dir: where commands start; taken from the guest's root. `cwd` is the same, as `exec` has it. /workspace,
+        which is the guest's own, when None; `/` with a `rootfs`.
 
     And ours: `rootfs`, the guest's root on the host (the host's own programs, read-only, without it), and `writable`,
     may the guest write to its root: False, "memory" or True (to a layer of this sandbox alone, which is gone with it),
     "disk" (the same, in a file below `runtime_dir`, which must be on disk, up to `disk` bytes), or "host" (to `rootfs`
-    itself, refused where others can write it). Nothing of ours is ever made in it. `user` of the
-    guest's processes, as UID, (UID, GID) or "UID:GID"; `hostname`; `rlimits` as in `OciBundle.build`; `runsc`, the
-    binary to use, and `pin`, its SHA-256; `platform`, `confinement`, `enforcement`, `record`, `audit`,
+    itself, refused where others can write it). Nothing of ours is ever made in it. `user` of the guest's processes, as
+    UID, (UID, GID) or "USER[:GROUP]", by number or by a name that the guest knows; `etc`, "generated" or "none", and
+    `capabilities`, "none", "docker" or names, as in `OciBundle.build`; `hostname`; `rlimits` as in `OciBundle.build`;
+    `runsc`, the binary to use, and `pin`, its SHA-256; `platform`, `confinement`, `enforcement`, `record`, `audit`,
     `keep_records` and `debug_dir` as in `GVisorOciRunOptions`; and limits of the whole sandbox, as in `Limits`:
     `memory` in bytes, `cpus`, `pids`, `lifetime` in seconds, and `limits`, "required" or "best_effort". Who enforces
     which is in `achieved_limits`; a sandbox that meets one ends, and what was done in it then raises OutOfMemory,
@@ -491,7 +492,7 @@ class Sandbox:
         network: NetworkMode | str = NetworkMode.NONE,
         env: Environment | None = None,
         mounts: Sequence[AnyMount] | None = None,
-        working_dir: str = "/",
+        working_dir: str | None = None,
         *,
         service: Sequence[HostPath] = (),
         **own: Unpack[OwnOptions],
@@ -514,7 +515,7 @@ class Sandbox:
         # Before there is anything: whoever is interrupted here, or later, ends it all the same when it is dropped.
         self._dropped = weakref.finalize(self, _clean_up_dropped, self._held, self._owner, self._request.sandbox_id)
         try:
-            self._launch(Programs(place, {guest.NAME: guest.program()}))
+            self._launch(guest.Tree(place, {guest.NAME: (0o555, guest.program())}))
         except BaseException:
             self._held.clean_up()
             self._dropped.detach()
@@ -540,7 +541,7 @@ class Sandbox:
         cls.__init__(self, **options)
         return self
 
-    def _launch(self, programs: Programs) -> None:
+    def _launch(self, tree: guest.Tree) -> None:
         """Launch, and wait until the guest runs."""
         asked = self._request
         with ExitStack() as stack:
@@ -561,7 +562,7 @@ class Sandbox:
                 # should anyone kill the attendant first.
                 die_with_thread=threading.get_native_id() == self._owner,
                 attendant=self._attendant.theirs.fileno(),
-                programs=programs,
+                tree=tree,
                 limits=asked.limits,
                 checkpoint=self._image,
             )
@@ -1216,6 +1217,8 @@ class Sandbox:
         try:
             if self._paused:
                 raise RunscFailed("a paused guest takes no signal")
+            if self._request.may_deceive:
+                raise RunscFailed("with its capabilities a command can pass for any other, and for what reads /proc")
             stopped: set[int] = set()
             doubted: set[int] = set()
             while (found := self._tree(command, alone, stopped, doubted)) is None or found - stopped:

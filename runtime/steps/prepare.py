@@ -4,14 +4,15 @@ import os
 import stat
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from nucleus_gvisor.model.errors import BadBundle, LaunchError, Refused, Unsupported, remedy
+from nucleus_gvisor.runtime import _child, cleanup
 from nucleus_gvisor.runtime import _linux as linux
-from nucleus_gvisor.runtime import cleanup
 from nucleus_gvisor.runtime.bundle import OciBundle
 from nucleus_gvisor.runtime.cleanup import Place, state_component
+from nucleus_gvisor.runtime.guest import Tree
 from nucleus_gvisor.runtime.identity import Identity
 from nucleus_gvisor.runtime.options import Writable
 from nucleus_gvisor.runtime.paths import (
@@ -27,6 +28,7 @@ from nucleus_gvisor.runtime.paths import (
 )
 
 RECORDS = "records"
+_WHOLE = (b"/proc", b"/sys", b"/dev", b"/run")
 SENTRYS = ("/proc", "/sys", "/dev", "/tmp")
 """What runsc mounts in every guest."""
 
@@ -46,6 +48,21 @@ class Source:
 
 
 @dataclass(frozen=True)
+class MadeTree:
+    """A tree of ours: the name of its directory below the container's, and where others are mounted in it."""
+
+    tree: Tree
+    name: str
+    points: tuple[tuple[str, bool], ...]
+
+    @property
+    def planned(self) -> tuple[str, dict[str, tuple[int, bytes]], dict[str, str], list[tuple[str, bool]]]:
+        """As the child makes it."""
+        points = [*((name, True) for name in self.tree.directories), *self.points]
+        return self.name, dict(self.tree.files), dict(self.tree.links), points
+
+
+@dataclass(frozen=True)
 class Guest:
     """The judged bundle, with its sources looked up."""
 
@@ -61,6 +78,10 @@ class Guest:
     """Where writes to the root go; None when it is read-only."""
     covers: tuple[tuple[str, bytes], ...] = ()
     """What is hidden from the guest: a source's target, and the directory of ours below it."""
+    trees: tuple[MadeTree, ...] = ()
+    """What of ours it sees."""
+    fill: Mapping[str, tuple[int, bytes]] = field(default_factory=dict)
+    """Mode and content of files that its root lacks, by place."""
 
     @property
     def root(self) -> str:
@@ -91,12 +112,12 @@ def records(place: Place) -> int:
 
 
 def look_at_bundle(
-    bundle: OciBundle, writable: Writable = Writable.MEMORY, *own: str, ours: Sequence[bytes] = ()
+    bundle: OciBundle, writable: Writable = Writable.MEMORY, *own: Tree, ours: Sequence[bytes] = (), fills: bool = False
 ) -> Guest:
     """The bundle with every host path in it resolved once and identified; BadBundle for one that is not there.
 
-    `writable` says what a root that is not read-only means, `own` where directories of ours are mounted beside the
-    bundle's mounts. `ours` are the host's directories that no guest may write or see: bases and caches.
+    `writable` says what a root that is not read-only means, `own` are trees of ours beside the bundle's. `ours` are the
+    host's directories that no guest may write or see: bases and caches. `fills`: can files be shown that a root lacks.
 
     Spec: GVisorRuntime!Prepare.
     """
@@ -123,21 +144,82 @@ def look_at_bundle(
     for bind in bundle.binds():
         target = f"mnt/{len(binds)}"
         sources.append(_source(bind.source, target, bind.readonly, bind.recursive))
+        if not bind.meant:
+            _judge_given_away(sources[-1])
         binds[bind.index] = target
+    trees = (*bundle.trees, *own)
+    for number, tree in enumerate(trees):
+        sources += [
+            _source(os.fsencode(path), f"{_child.TREE}{number}/{name}", True, True)
+            for name, path in tree.sources.items()
+        ]
     covers = _covers(sources, ours)
     by_target = {source.target: source for source in sources}
     points = [
         _Point(str(mount["destination"]), by_target.get(binds.get(index, "")))
         for index, mount in enumerate(config.get("mounts") or [])
     ]
+    made = tuple(_made(f"{_child.TREE}{number}", tree, points, by_target) for number, tree in enumerate(trees))
+    above = tuple(tree.target for tree in trees)
     cwd = str(config["process"]["cwd"])
     _judge_in_memory(cwd, points, config.get("mounts") or [])
     if bundle.rootfs is None:
         places = [(point.target, point.is_directory) for point in points]
-        places += [(target, True) for target in (*own, cwd) if target.strip("/.")]
-        _missing(None, how, points, own, cwd)
-        return Guest(bundle, tuple(sources), binds, tuple(places), (), how, covers)
-    return Guest(bundle, tuple(sources), binds, None, _missing(sources[0], how, points, own, cwd), how, covers)
+        places += [(target, True) for target in (*above, cwd) if target.strip("/.")]
+        _missing(None, how, points, above, cwd)
+        return Guest(bundle, tuple(sources), binds, tuple(places), (), how, covers, made)
+    missing = _missing(sources[0], how, points, above, cwd)
+    fill = _lacking(sources[0].path, bundle.fill) if fills and how is not Writable.HOST else {}
+    return Guest(bundle, tuple(sources), binds, None, missing, how, covers, made, fill)
+
+
+def _judge_given_away(source: Source) -> None:
+    """Refused for what is the host itself, rather than some files of it."""
+    path = source.path
+    kind = os.stat(path, follow_symlinks=False).st_mode  # for the error's sake: the child compares what it binds
+    if path == b"/" or path in _WHOLE:
+        what = "all of it"
+    elif path.startswith(tuple(whole + b"/" for whole in _WHOLE[:3])) and not path.startswith(b"/dev/shm/"):
+        what = "the kernel's own files"
+    elif stat.S_ISSOCK(kind) or stat.S_ISCHR(kind) or stat.S_ISBLK(kind):
+        what = "a socket" if stat.S_ISSOCK(kind) else "a device"
+    else:
+        return
+    raise Refused(
+        "a mount of what would give the host away",
+        step="Prepare",
+        path=path,
+        observed=what,
+        expected="files and directories of its own for the guest",
+        hint="name what it needs alone, or say that it is meant: SRC:DST:ro,meant",
+    )
+
+
+def _lacking(rootfs: bytes, files: Mapping[str, tuple[int, bytes]]) -> dict[str, tuple[int, bytes]]:
+    """Those of `files` that the directory has not, or, as engines leave them there, empty; each at its place."""
+    found = {}
+    for path, file in files.items():
+        with suppress(BadBundle):  # something else lies on the way
+            place, there = _inside(rootfs, os.fsencode(path))
+            if not there or _is_empty(os.path.join(rootfs, place.lstrip(b"/"))):
+                found[os.fsdecode(place.lstrip(b"/"))] = file
+    return found
+
+
+def _is_empty(path: bytes) -> bool:
+    status = os.stat(path, follow_symlinks=False)
+    return stat.S_ISREG(status.st_mode) and status.st_size == 0
+
+
+def _made(name: str, tree: Tree, points: Sequence["_Point"], by_target: Mapping[str, Source]) -> MadeTree:
+    """The tree with a place for each that is mounted in it."""
+    inside = [
+        (point.target[len(tree.target) + 1 :], point.is_directory)
+        for point in points
+        if point.target.startswith(f"{tree.target}/")
+    ]
+    inside += [(path, by_target[f"{name}/{path}"].is_directory) for path in tree.sources]
+    return MadeTree(tree, name, tuple(inside))
 
 
 def _covers(sources: Sequence[Source], ours: Sequence[bytes]) -> tuple[tuple[str, bytes], ...]:

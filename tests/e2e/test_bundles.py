@@ -22,7 +22,7 @@ CREATE = ("prestart", "createRuntime")
 def bundle(caller: Caller, args: list[str], **change: Any) -> Path:
     """A bundle on disk of the host's programs, as another tool would leave it; `linux` is added to."""
     where = caller.mode.base / "a-bundle"
-    config = OciBundle.build(args).config
+    config = OciBundle.build(args, etc="none").config
     config["linux"] |= change.pop("linux", {})
     config |= change
     for mount in config["mounts"]:
@@ -151,7 +151,7 @@ def test_words_that_gvisor_keeps(caller: Caller) -> None:
         "try: subprocess.run(['/tmp/true'])\n"
         "except OSError as e: print(e.errno)\n"
     )
-    config = OciBundle.build(["python3", "-c", program], rlimits={"RLIMIT_NOFILE": (100, 200)}).config
+    config = OciBundle.build(["python3", "-c", program], rlimits={"RLIMIT_NOFILE": (100, 200)}, etc="none").config
     process = config["process"] | {
         "noNewPrivileges": False, "selinuxLabel": "system_u:object_r:x_t:s0", "apparmorProfile": "docker-default",
         "oomScoreAdj": 500,

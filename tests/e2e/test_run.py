@@ -158,7 +158,7 @@ def test_options_of_the_process(newer: Caller) -> None:
     flags = ["--env", "A=1 2", "--env", "B", "--cwd", "/usr/lib", "--user", "1000:1001", "--hostname", "boxed"]
     environment = {**newer.mode.env(), "B": "passed on"}
     done = newer.run(*flags, command=[SHELL, "-c", script], env=environment)
-    assert done.stdout == "1 2|passed on|/root||/usr/lib|1000:1001|boxed\n", done.stderr
+    assert done.stdout == "1 2|passed on|/home/user||/usr/lib|1000:1001|boxed\n", done.stderr
 
 
 def test_guest_environment_is_the_default_one(first: Caller) -> None:

@@ -201,8 +201,8 @@ class Teller:
 
 
 def _names(test: str) -> list[str]:
-    """What a test can be asked for by: itself, or its file."""
-    return [test, test.partition("::")[0]]
+    """What a test can be asked for by: itself, all of its parameters, or its file."""
+    return [test, test.partition("[")[0], test.partition("::")[0]]
 
 
 def _guarded(work: Callable[[], int], status: int = NO_NEST) -> NoReturn:

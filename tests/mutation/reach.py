@@ -22,7 +22,10 @@ SESSIONS = (
         "tests/conformance/test_graph.py", "tests/runtime",
     ),
     ("tests/conformance",),
-    ("tests/hostile", "tests/e2e"),
+    (
+        "tests/hostile", "tests/e2e", "tests/sandbox/test_default_guest.py", "tests/sandbox/test_results.py",
+        "tests/sandbox/test_writable.py",
+    ),
 )  # fmt: skip
 """In the order of their cost. What one process can run without one test disturbing the next."""
 LEFT_OUT = ("test_doctor.py", "test_explain.py", "test_sweep.py", "test_reference_launcher.py")

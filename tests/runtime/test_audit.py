@@ -484,6 +484,8 @@ def test_all_below_a_directory_is_judged(base: Path, capsys: pytest.CaptureFixtu
     (base / "a/records/1.ndjson").write_bytes(TEXT)
     (base / "a/2.ndjson").write_bytes(OTHER)
     (base / "a/owner").write_text("no record")
+    (base / "a/again").symlink_to("records")
+    (base / "a/around").symlink_to("..")
     code, lines = verify(capsys, base / "a")
     assert code == 3 and [line.split(":")[0] for line in lines] == [f"{base}/a/2.ndjson", f"{base}/a/records/1.ndjson"]
     (base / "a/link.ndjson").symlink_to("records/1.ndjson")

@@ -146,12 +146,19 @@ def test_private_places_hide_every_host_path_and_nothing_else_changes(shape: dic
 
 
 def test_a_bundle_without_a_rootfs_shows_the_host_read_only() -> None:
-    """Every directory of the host is bound read-only from its real path, and the root is left to the launcher."""
+    """Every directory of the host is bound read-only from its real path, or a link into another, as it is there; and
+    the root is left to the launcher."""
     bundle = OciBundle.build(["true"])
     mounts = bundle.config["mounts"]
     assert bundle.rootfs is None
     assert bundle.config["root"] == {"path": "rootfs", "readonly": True}
-    assert {"/usr", "/bin", "/lib", "/proc", "/dev", "/tmp"} <= {mount["destination"] for mount in mounts}
+    bound = {mount["destination"] for mount in mounts}
+    assert {"/usr", "/proc", "/dev", "/tmp"} <= bound
+    for name in ("/bin", "/sbin", "/lib"):
+        assert (name in bound) != (name in bundle.links)
+    for name, target in bundle.links.items():
+        assert target == os.path.realpath(name)
+    assert "/bin" not in OciBundle.build(["true"], mounts=["/data:/bin/data"]).links
     for bind in bundle.binds():
         assert bind.readonly
         assert os.path.realpath(bind.source) == bind.source

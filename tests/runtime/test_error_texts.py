@@ -93,7 +93,7 @@ TYPED = {
     "a pin that is none": ("run --pin 12 -- true", "SHA-256"),
     "another pin": ("run --pin " + "0" * 64 + " -- true", "0" * 64),
     "an id that is none": ("run --id .. -- true", "'..'"),
-    "a user by name": ("run --user nobody -- true", "nobody"),
+    "a user by name": ("run --user nonesuch -- true", "nonesuch"),
     "a variable without a name": ("run --env =x -- true", "no name"),
     "a variable that is not set": ("run --env NOT_SET_AT_ALL -- true", "NOT_SET_AT_ALL"),
     "no such --env-file": ("run --env-file {dir}/none -- true", "No such file"),

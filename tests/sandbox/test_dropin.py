@@ -226,7 +226,7 @@ def test_words_of_a_command_that_failed(host: Path) -> None:
     """The two that callers look for, and the two of a bad directory."""
     with dropin.Sandbox(working_dir="tmp/custom") as box:
         assert box.exec("pwd") == ("/tmp/custom\n", "")
-        assert box.exec("pwd", cwd="bin").stdout == "/bin\n"
+        assert box.exec("pwd", cwd="usr").stdout == "/usr\n"
         for words, how, told in (
             (("sleep", "600"), {"timeout": 0.5}, "exec timed out after 0.5 seconds"),
             (("no-such-program",), {}, "exec failed"),

@@ -10,7 +10,7 @@ import pytest
 
 from nucleus_gvisor.model.errors import BadArgument
 from nucleus_gvisor.runtime import Error, Mount, NetworkMode, Sandbox, SandboxOptions, dropin
-from nucleus_gvisor.runtime.bundle import DEFAULT_ENV
+from nucleus_gvisor.runtime.bundle import DEFAULT_ENV, WORKSPACE
 from nucleus_gvisor.runtime.request import OwnOptions, Request, request
 
 
@@ -35,7 +35,8 @@ def mounts(asked: Request) -> list[tuple[str, str, str, bool]]:
 
 
 def test_the_first_arguments_are_googles() -> None:
-    """By position, name and default, so that a call written for that package means the same."""
+    """By position, name and default, so that a call written for that package means the same; but for the directory,
+    which is a writable one here, and `/` in the class of that package's name."""
     parameters = list(inspect.signature(Sandbox).parameters.values())
     assert [(p.name, p.default) for p in parameters[:6]] == [
         ("runtime_dir", None),
@@ -43,8 +44,9 @@ def test_the_first_arguments_are_googles() -> None:
         ("network", "none"),
         ("env", None),
         ("mounts", None),
-        ("working_dir", "/"),
+        ("working_dir", None),
     ]
+    assert inspect.signature(dropin.Sandbox).parameters["working_dir"].default == "/"
     assert [(p.name, p.kind) for p in parameters[6:]] == [
         ("service", inspect.Parameter.KEYWORD_ONLY),
         ("own", inspect.Parameter.VAR_KEYWORD),
@@ -89,7 +91,7 @@ def test_environment(env: Any, expected: dict[str, str]) -> None:
 
 @pytest.mark.parametrize(
     ("path", "expected"),
-    [("/", "/"), ("usr", "/usr"), ("/a/../b/./c//", "/b/c"), ("../..", "/"), ("//x", "/x"), (None, "/")],
+    [("/", "/"), ("usr", "/usr"), ("/a/../b/./c//", "/b/c"), ("../..", "/"), ("//x", "/x"), (None, WORKSPACE)],
 )
 def test_working_directory(path: Any, expected: str) -> None:
     """A relative path is taken from the guest's root, and cannot leave it."""
@@ -159,8 +161,12 @@ def test_mounts_that_are_there_anyway_or_covered_are_left_out() -> None:
         ({"mounts": [{"destination": "/d", "source": " "}]}, ValueError, "source"),
         ({"mounts": [{"destination": "/d", "source": "/usr", "type": "nfs"}]}, ValueError, "nfs"),
         ({"mounts": [{"destination": "/d", "source": "/usr", "type": 1}]}, TypeError, "type"),
-        ({"user": "nobody"}, ValueError, "nobody"),
+        ({"user": "nonesuch"}, ValueError, "nonesuch"),
         ({"user": "1:x"}, ValueError, "digits"),
+        ({"user": "root:nonesuch"}, ValueError, "no group 'nonesuch'"),
+        ({"user": True}, TypeError, "user"),
+        ({"capabilities": "everything"}, ValueError, "everything"),
+        ({"etc": "host"}, ValueError, "generated, none"),
         ({"user": "\N{ARABIC-INDIC DIGIT ONE}"}, ValueError, "digits"),
         ({"user": 1.5}, TypeError, "user"),
         ({"user": (1, 2, 3)}, TypeError, "user"),

@@ -95,7 +95,7 @@ def test_exec_has_the_sandboxes_settings_and_its_own(make: MakeSandbox) -> None:
     box = make(env=["A=1", "B=2"], working_dir="usr", user=(65534, 65534), hostname="named")
     script = "echo $A $B $PWD $(id -u) $(hostname)"
     assert box.exec("sh", "-c", script).stdout == "1 2 /usr 65534 named\n"
-    assert box.exec("sh", "-c", script, env={"B": "3"}, cwd="/bin", user=0).stdout == "1 3 /bin 0 named\n"
+    assert box.exec("sh", "-c", script, env={"B": "3"}, cwd="/usr", user=0).stdout == "1 3 /usr 0 named\n"
     assert box.exec("sh", "-c", script).stdout == "1 2 /usr 65534 named\n"
 
 

@@ -329,5 +329,5 @@ def test_what_has_no_overlay() -> None:
     child = Supervisor.__new__(Supervisor)
     error = confine._refusal(child, {}, "refused", ["points", "/data", 19, "fsopen: No such device"])
     assert isinstance(error, StepFailed)
-    assert (error.path, error.hint) == (b"/data", "make it in the rootfs")
+    assert (error.path, error.hint) == (b"/data", 'make it in the rootfs; etc="none" asks for no file of /etc')
     assert "No such device" in str(error)

@@ -35,6 +35,9 @@ NEWER = Path("runsc-trixie/usr/bin/runsc")
 """Below the test base: the release of Debian 13."""
 PACKAGES = (
     *("runsc", "gcc", "libc6-dev", "strace", "uidmap", "util-linux", "golang-github-opencontainers-specs-dev"),
+    # What the guest runs in tests of ordinary programs.
+    *("curl", "default-jdk-headless", "g++", "gdb", "git", "make", "nodejs", "openssh-client", "openssl", "sqlite3"),
+    *("python3-flask", "python3-matplotlib", "python3-pandas", "python3-pip", "python3-venv"),
     *(("gcc-aarch64-linux-gnu", "qemu-user-static") if os.uname().machine == "x86_64" else ()),
 )
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
