@@ -528,6 +528,7 @@ class Launch:
             "directory": os.fsdecode(place.path).encode("utf-8", "backslashreplace").decode(),
             "bundle": None if bundle.bundle_path is None else repr(os.fspath(bundle.bundle_path))[1:-1],
             "sources": len(self._guest.sources),
+            **({"led": led} if (led := self._guest.led) else {}),
             "root": self._guest.root,
             **({"lost": list(self._lost)} if self._lost else {}),
             **({"hooks": self.hooks.shown} if self.hooks else {}),

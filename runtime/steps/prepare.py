@@ -39,6 +39,8 @@ class Source:
 
     path: bytes
     """Without links."""
+    asked: bytes
+    """As it was named."""
     identity: FileId
     target: str
     """Below the container's directory: `rootfs` or `mnt/N`."""
@@ -82,6 +84,16 @@ class Guest:
     """What of ours it sees."""
     fill: Mapping[str, tuple[int, bytes]] = field(default_factory=dict)
     """Mode and content of files that its root lacks, by place."""
+
+    @property
+    def led(self) -> dict[str, str]:
+        """Where links of the sources have led, by what was named."""
+        found = {source.asked: source.path for source in self.sources}
+        return {
+            name.decode("utf-8", "backslashreplace"): path.decode("utf-8", "backslashreplace")
+            for name, path in found.items()
+            if os.path.normpath(name) != path
+        }
 
     @property
     def root(self) -> str:
@@ -417,7 +429,7 @@ def _source(path: bytes, target: str, readonly: bool, recursive: bool) -> Source
             hint="make it, or name another in the bundle",
         ) from error
     is_directory = stat.S_ISDIR(status.st_mode)
-    return Source(real, file_id(status), target, readonly, recursive and is_directory, is_directory)
+    return Source(real, path, file_id(status), target, readonly, recursive and is_directory, is_directory)
 
 
 def _missing(

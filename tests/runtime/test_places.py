@@ -88,6 +88,8 @@ def test_what_is_ours_is_hidden_and_never_written(base: Path) -> None:
         assert covers(base, source) == covers(base, source, rw=True) == []
     with pytest.raises(Refused, match="read-only"):
         covers(base, "a/base/locks")
-    alone = prepare.Source(os.fsencode(base / "a"), file_id((base / "a").stat()), "mnt/0", True, False, True)
+    alone = prepare.Source(
+        os.fsencode(base / "a"), os.fsencode(base / "a"), file_id((base / "a").stat()), "mnt/0", True, False, True
+    )
     with pytest.raises(Refused, match="read-only"):  # what is mounted over it would not come along
         prepare._covers([alone], [os.fsencode(base / "a/base")])

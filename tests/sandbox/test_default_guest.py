@@ -1,5 +1,6 @@
 """What a guest finds: its own directories, an /etc of its own, and nothing of the host that was not meant."""
 
+import json
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -129,6 +130,17 @@ def test_what_is_meant_is_given(new_options: Options) -> None:
     """Whoever says so has it."""
     for mount in ("/proc/version:/mnt:ro,meant", Mount(source="/proc/version", target="/mnt", meant=True)):
         assert run(["cat", "/mnt"], mounts=[mount], **new_options).stdout == Path("/proc/version").read_text()
+
+
+def test_the_record_tells_where_a_link_led(new_options: Options, folder: Path) -> None:
+    """By what the caller named."""
+    (folder / "data").mkdir()
+    (folder / "link").symlink_to("data")
+    done = run(["true"], mounts=[f"{folder}/link:/mnt"], **new_options)
+    assert done.record.path is not None
+    lines = [json.loads(line) for line in done.record.path.read_text().splitlines()]
+    (led,) = (line["evidence"]["led"] for line in lines if line["action"] == "Prepare")
+    assert led[f"{folder}/link"] == f"{folder}/data"
 
 
 def test_a_tmpfs_has_its_size_and_its_mode(options: Options) -> None:
