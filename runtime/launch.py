@@ -793,6 +793,7 @@ class Launch:
             image=None if self._image is None else path + b"/" + _child.IMAGE.encode(),
             seccomp=self._seccomp,
             release=release,
+            side=() if self._staged is None else tuple(self._staged.digests),
         )
         return argv, runsc.environment(path + b"/runtime")
 

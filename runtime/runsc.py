@@ -3,7 +3,7 @@
 import os
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nucleus_gvisor.model.errors import NotRunsc, Unsupported
@@ -56,6 +56,10 @@ CAPABILITIES = {
     ),
 }
 """What was seen of releases is here, and nowhere else; what a flag does not show is tried (`needs_rootless`)."""
+RUN_BY_SANDBOXES = ("gvisor-bin/gvisor_sentry", "gvisor-bin/gvisor-sentry-prewarmer")
+"""The side binaries without which the policy STRICT refuses to start a sandbox."""
+WHOLE = {"sidecar-usage-policy": b"STRICT", "sidecar-release-enforcement-policy": b"ALWAYS"}
+"""What runsc is told of a set that has those, by the name of the flag."""
 ALONE_REFUSED = 20260914
 """The first dated release that does not run without its side binaries; an undated one is tried."""
 INSTALL_SET = (
@@ -116,6 +120,7 @@ def run_arguments(
     image: bytes | None = None,
     logs: Sequence[bytes] = (),
     release: Release | None = None,
+    side: Collection[str] = (),
     program: bytes = b"runsc",
 ) -> list[bytes]:
     """runsc's argument vector, in the reference's order: global flags before the subcommand (gvisor.rs:918).
@@ -123,6 +128,8 @@ def run_arguments(
     `rootless` and `ignore_cgroups` default to what the options ask for; `overlay` is from `overlay`, and `logs` are
     those of `said.Said.arguments`. With `image` a checkpoint is restored, from that directory. With `seccomp` the
     guest's kernel enforces the bundle's filter, which it passes over otherwise. `release` has flags that others lack.
+    `side` are the side binaries that are staged beside it: where they are all that a run executes, runsc is told to do
+    without none of them, and to take none of another release.
     """
     arguments = [program, b"--root", root]
     if options.runsc_rootless if rootless is None else rootless:
@@ -133,6 +140,8 @@ def run_arguments(
         arguments.append(b"--oci-seccomp")
     if release is not None and release.has("gofer-namespace"):
         arguments.append(b"--gofer-network-namespace=new")
+    if release is not None and set(RUN_BY_SANDBOXES) <= set(side):
+        arguments += [b"--%s=%s" % (name.encode(), word) for name, word in WHOLE.items() if name in release.flags]
     return [
         *arguments,
         b"--network",

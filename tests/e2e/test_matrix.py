@@ -5,13 +5,24 @@ What can run together is seen to run together, and what cannot is refused by nam
 
 import itertools
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from nucleus_gvisor.runtime import Unsupported, run
+from nucleus_gvisor.runtime import (
+    Error,
+    GVisorOciRunOptions,
+    GVisorRuntime,
+    OciBundle,
+    Platform,
+    StageMethod,
+    StartFailed,
+    Unsupported,
+    run,
+)
 from tests.conftest import OLD, PLACES, release_of
 from tests.e2e.launching import STATES, Caller, digest, guest_output, summary
 from tests.setup.releases import ALONE, SIDE, TODAY
@@ -132,6 +143,28 @@ def test_a_later_one_is_refused_alone(base: Path) -> None:
         run(["true"], runsc=other, runtime_dir=base)
     assert caught.value.step == "Confine" and "release 20260921.0" in str(caught.value.observed)
     assert "whole archive" in str(caught.value.hint)
+
+
+def test_a_sentry_of_another_release_starts_no_guest(base: Path) -> None:
+    """runsc is told to take none, and says which it has seen; with its own the guest runs."""
+    label, other = b"release-20260831.0", b"release-20260824.0"
+    runsc, side = base / "runsc", base / SIDE
+    shutil.copy(PLACES[TODAY], runsc)
+    shutil.copytree(PLACES[TODAY].parent / SIDE, side)
+    options = GVisorOciRunOptions(stage=StageMethod.SET, artifact_base=base, platform=Platform.AUTO)
+
+    def failure() -> Error | None:
+        with GVisorRuntime.with_path(runsc).spawn("job", OciBundle.build(["true"]), options) as process:
+            process.wait(60)
+            assert b"--sidecar-usage-policy=STRICT" in process.command
+            return process.failure()
+
+    assert failure() is None
+    sentry = (side / "gvisor_sentry").read_bytes()
+    assert label in sentry
+    (side / "gvisor_sentry").write_bytes(sentry.replace(label, other))
+    told = failure()
+    assert isinstance(told, StartFailed) and "20260824" in str(told)
 
 
 def look_at(cell: Cell, app: Path) -> None:

@@ -357,6 +357,29 @@ def test_a_gofers_namespace_of_its_own_is_asked_for_where_there_is_the_flag(
     assert (b"--gofer-network-namespace=new" in arguments) is there
 
 
+SET = ("runsc", *runsc.RUN_BY_SANDBOXES)
+
+
+@pytest.mark.parametrize(
+    ("side", "flags", "told"),
+    [
+        (SET, {"sidecar-usage-policy": "", "sidecar-release-enforcement-policy": ""}, 2),
+        (SET, {"sidecar-usage-policy": ""}, 1),
+        (SET, {}, 0),
+        (SET[:2], {"sidecar-usage-policy": "", "sidecar-release-enforcement-policy": ""}, 0),
+        (("runsc",), {"sidecar-usage-policy": "", "sidecar-release-enforcement-policy": ""}, 0),
+    ],
+)
+def test_a_whole_set_is_to_be_used_and_of_one_release(side: tuple[str, ...], flags: dict[str, str], told: int) -> None:
+    """Where the release has the flags; a set in part goes as far as runsc lets it."""
+    release = Release("20260831.0", "", ("systrap",), "systrap", flags)
+    arguments = runsc.run_arguments(
+        "a", b"/b", b"/r", GVisorOciRunOptions(), platform="systrap", release=release, side=side
+    )
+    policies = {b"--sidecar-usage-policy=STRICT", b"--sidecar-release-enforcement-policy=ALWAYS"}
+    assert len(policies & set(arguments)) == told
+
+
 REFUSED = b'FATAL ERROR: sidecar "gvisor_sentry" not usable: stat /memfd:runsc (deleted)'
 
 
