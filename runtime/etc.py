@@ -1,14 +1,14 @@
 """What a guest finds in /etc: who it is, what it is called, and how the host's programs that it is shown are set up.
 
 It is generated, for the host's own tells a guest about the host: its users, its name, its networks, and what else lies
-there. Of the host are only entries that programs below /usr need and that hold neither names nor secrets: the lists of
-`_OF_HOST`. They are looked up when the guest is described, like the directories of programs themselves.
+there. Of the host are only entries that programs below /usr need and that hold neither names nor secrets, by the lists
+below. They are looked up when the guest is described, like the directories of programs themselves.
 """
 
 import os
+import re
 import stat
 from collections.abc import Iterable, Mapping
-from glob import glob
 
 from nucleus_gvisor.runtime.accounts import NOBODY, Account, Accounts
 from nucleus_gvisor.runtime.guest import Tree
@@ -24,13 +24,11 @@ _DIRECTORIES = (
     "crypto-policies",
     "fonts",
     "gdb",
-    "java*",
     "ld.so.conf.d",
     "perl",
     "pki/ca-trust/extracted",
     "pki/java",
     "pki/tls/certs",
-    "python[0-9]*",
     "R",
     "ssl/certs",
     "terminfo",
@@ -51,8 +49,8 @@ _FILES = (
     "services",
     "ssl/openssl.cnf",
 )
-_OF_HOST = tuple((pattern, stat.S_IFDIR) for pattern in _DIRECTORIES) + tuple((name, stat.S_IFREG) for name in _FILES)
-"""Patterns of what is shown of the host's /etc, and its kind. Never one that any user of the host may not read."""
+_VERSIONED = re.compile(r"java.*|python[0-9].*", re.ASCII)
+"""Directories with a number in their names. None of all these is one that any user of the host may not read."""
 
 _NSSWITCH = """\
 passwd:   files
@@ -143,12 +141,13 @@ def generated(*, uid: int, gid: int, hostname: str, resolver: bool, taken: Itera
     `taken` are places below /etc where the caller mounts something himself.
     """
     covered = tuple(taken)
-    sources = {}
-    for pattern, kind in _OF_HOST:
-        for path in glob(f"{TARGET}/{pattern}"):
-            name = path.removeprefix(f"{TARGET}/")
-            if not _taken(name, covered) and _shown(path, kind):
-                sources[name] = path
+    directories = [*_DIRECTORIES, *filter(_VERSIONED.fullmatch, _listed())]
+    kinds = {**dict.fromkeys(directories, stat.S_IFDIR), **dict.fromkeys(_FILES, stat.S_IFREG)}
+    sources = {
+        name: f"{TARGET}/{name}"
+        for name, kind in kinds.items()
+        if not _taken(name, covered) and _shown(f"{TARGET}/{name}", kind)
+    }
     files = names(uid=uid, gid=gid, hostname=hostname, resolver=resolver)
     files |= _readable(_TEXTS)
     files["shadow"] = (0o600, "".join(f"{user.name}:*:::::::\n" for user in accounts(uid, gid).users).encode())
@@ -163,6 +162,13 @@ def generated(*, uid: int, gid: int, hostname: str, resolver: bool, taken: Itera
         directories=tuple(name for name in _EMPTY if not _taken(name, covered)),
         sources=sources,
     )
+
+
+def _listed() -> list[str]:
+    try:
+        return os.listdir(TARGET)
+    except OSError:
+        return []
 
 
 def _readable(texts: Mapping[str, str]) -> dict[str, tuple[int, bytes]]:
