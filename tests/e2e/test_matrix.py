@@ -6,6 +6,8 @@ What can run together is seen to run together, and what cannot is refused by nam
 import itertools
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -143,6 +145,10 @@ def test_a_later_one_is_refused_alone(base: Path) -> None:
         run(["true"], runsc=other, runtime_dir=base)
     assert caught.value.step == "Confine" and "release 20260921.0" in str(caught.value.observed)
     assert "whole archive" in str(caught.value.hint)
+    words = ["doctor", "--runsc", os.fspath(other), "--artifact-base", os.fspath(base)]
+    command = [sys.executable, "-m", "nucleus_gvisor.runtime", *words]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=300)
+    assert done.returncode == 1 and "starts no guest without its side binaries" in done.stdout
 
 
 def test_a_sentry_of_another_release_starts_no_guest(base: Path) -> None:
