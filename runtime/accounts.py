@@ -67,8 +67,8 @@ class Accounts:
         if not isinstance(user, str):
             raise TypeError(f"user must be an int, a pair of them or a str, not {type(user).__name__}")
         name, _, group = user.partition(":")
-        if name.isascii() and name.isdecimal():
-            found = Who(int(name), int(name), (), self._home(int(name)))
+        if (number := _digits(name, user)) is not None:
+            found = Who(number, number, (), self._home(number))
         else:
             found = self._named(name, user)
         return found if not group else Who(found.uid, self._group(group, user), found.groups, found.home)
@@ -81,8 +81,8 @@ class Accounts:
         raise self._unknown("user", name, asked, [account.name for account in self.users])
 
     def _group(self, group: str, asked: str) -> int:
-        if group.isascii() and group.isdecimal():
-            return int(group)
+        if (number := _digits(group, asked)) is not None:
+            return number
         if group not in self.groups:
             raise self._unknown("group", group, asked, list(self.groups))
         return self.groups[group][0]
@@ -149,6 +149,21 @@ def _text(rootfs: bytes, name: bytes) -> str:
     if len(text) > MAX_FILE:
         raise _unfit(rootfs, name, f"more than {MAX_FILE} bytes", "give the user as a number")
     return text.decode("utf-8", "replace")
+
+
+def _digits(text: str, asked: str) -> int | None:
+    """The number that a caller gives as text; None for a name, BadArgument for one that no process can have."""
+    if not (text.isascii() and text.isdecimal()):
+        return None
+    if (number := _number(text)) is None:
+        raise BadArgument(
+            "user refused",
+            step="Resolve",
+            observed=asked[:120],
+            expected=f"numbers from 0 to {MAX_ID}",
+            hint="give a number that a process can have",
+        )
+    return number
 
 
 def _number(text: str) -> int | None:

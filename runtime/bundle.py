@@ -439,7 +439,7 @@ class OciBundle:
         if isinstance(args, str | bytes) or not isinstance(args, Sequence):
             raise _unfit("args", args, "a list of strings")
         # Numbers that are none are refused below, with the rest of the configuration.
-        whole = _etc(etc) is Etc.GENERATED and all(type(n) is int and 0 <= n <= MAX_ID for n in (uid, gid))
+        whole = etc_of(etc) is Etc.GENERATED and all(type(n) is int and 0 <= n <= MAX_ID for n in (uid, gid))
         own = rootfs is None and whole
         held = capabilities_of(capabilities)
         if env is None:
@@ -563,7 +563,8 @@ def capabilities_of(asked: str | Iterable[str]) -> list[str]:
     return names
 
 
-def _etc(asked: Etc | str) -> Etc:
+def etc_of(asked: Etc | str) -> Etc:
+    """What a caller's `etc` means; BadArgument for what is none."""
     try:
         return Etc(asked)
     except ValueError:

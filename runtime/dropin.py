@@ -76,4 +76,6 @@ class Sandbox(sandbox.Sandbox):
                     hint="install gVisor, or set RUNSC_PATH to the path of its runsc",
                 )
             runsc = found
-        super().__init__(runtime_dir, sandbox_id, network, env, mounts, working_dir or "/", runsc=runsc)
+        super().__init__(
+            runtime_dir, sandbox_id, network, env, mounts, "/" if working_dir is None else working_dir, runsc=runsc
+        )

@@ -53,12 +53,12 @@ _NAMES = (
     "network",
     "rootfs",
     "writable",
+    "user",  # these three choose mounts too
+    "working_dir",
+    "env",
     "mounts",
     "service",
     "args",
-    "user",
-    "env",
-    "working_dir",
     "hostname",
     "rlimits",
 )

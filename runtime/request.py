@@ -27,6 +27,7 @@ from nucleus_gvisor.runtime.bundle import (
     MountType,
     OciBundle,
     capabilities_of,
+    etc_of,
 )
 from nucleus_gvisor.runtime.gvisor import GVisorRuntime
 from nucleus_gvisor.runtime.limits import DISK_DEFAULT, Limits
@@ -132,7 +133,7 @@ class Request:
     @property
     def may_deceive(self) -> bool:
         """Can the guest's processes pass for others."""
-        return not DECEIVING.isdisjoint(capabilities_of(self.how["capabilities"]))
+        return not DECEIVING.isdisjoint(self.how["capabilities"])
 
     def bundle(self, args: Sequence[HostPath]) -> OciBundle:
         """The bundle that runs `args`."""
@@ -199,7 +200,7 @@ def request(
     where = Writable.asked(writable)
     if cwd is not None and working_dir not in (None, "/"):
         raise ValueError("working_dir and cwd are the same: give one of them")
-    own = rootfs is None and etc == Etc.GENERATED
+    own = rootfs is None and etc_of(etc) is Etc.GENERATED
     start = directory(working_dir, "working_dir") if cwd is None else directory(cwd, "cwd")
     if own and cwd is None and working_dir is None:
         start = WORKSPACE
@@ -220,9 +221,9 @@ def request(
         "hostname": hostname,
         "rlimits": rlimits,
         "readonly": where is None,
-        "etc": etc,
+        "etc": etc_of(etc),
         "resolver": network_mode(network) is NetworkMode.HOST,
-        "capabilities": capabilities,
+        "capabilities": capabilities_of(capabilities),
     }
     accounts = accounts_of(rootfs, own, user)
     who = accounts.find(user)

@@ -378,6 +378,8 @@ def test_a_whole_set_is_to_be_used_and_of_one_release(side: tuple[str, ...], fla
     )
     policies = {b"--sidecar-usage-policy=STRICT", b"--sidecar-release-enforcement-policy=ALWAYS"}
     assert len(policies & set(arguments)) == told
+    arguments = runsc.run_arguments("a", b"/b", b"/r", GVisorOciRunOptions(), platform="systrap", side=side)
+    assert not policies & set(arguments)
 
 
 REFUSED = b'FATAL ERROR: sidecar "gvisor_sentry" not usable: stat /memfd:runsc (deleted)'
