@@ -110,7 +110,23 @@ def traced(mode: Mode, calls: list[str], *arguments: str | os.PathLike[str]) -> 
         lines = log.read_text(errors="replace").splitlines()
     finally:
         log.unlink(missing_ok=True)
-    return [(match[1], match[2], match[3]) for line in lines if (match := LINE.match(line))]
+    return [(match[1], match[2], match[3]) for line in joined(lines) if (match := LINE.match(line))]
+
+
+def joined(lines: list[str]) -> list[str]:
+    """Each call on one line, where it began: strace tells in two what another process came between."""
+    found: list[str] = []
+    begun: dict[str, int] = {}
+    for line in lines:
+        rest = re.match(r"(\d+) +<\.\.\. \w+ resumed>(.*)", line)
+        if line.endswith(" <unfinished ...>"):
+            begun[line.split()[0]] = len(found)
+            found.append(line.removesuffix(" <unfinished ...>"))
+        elif rest and rest[1] in begun:
+            found[begun.pop(rest[1])] += rest[2]
+        else:
+            found.append(line)
+    return found
 
 
 # ---- nothing is done ----
