@@ -30,10 +30,19 @@ def timed(function: Callable[[], object]) -> dict[str, float]:
 
 
 def bare(runsc: Path, platform: str, directory: Path) -> Contender:
-    """`runsc run` of `true` on the host's binds."""
+    """`runsc run` of `true` in a guest with the same mounts as ours: a tree of ours is one of theirs here too."""
     bundle = OciBundle.build(["true"])
     config = bundle.config
     rootfs = directory / "rootfs"
+    rootfs.mkdir(exist_ok=True)
+    for place, target in bundle.links.items():
+        (rootfs / place.lstrip("/")).symlink_to(target)
+    for tree in bundle.trees:
+        source = directory / tree.target.lstrip("/")
+        source.mkdir()
+        options = ["rbind", "ro"]
+        mount = {"destination": tree.target, "type": "bind", "source": os.fspath(source), "options": options}
+        config["mounts"].insert(0, mount)
     for mount in config["mounts"]:
         (rootfs / str(mount["destination"]).lstrip("/")).mkdir(parents=True, exist_ok=True)
         if "bind" in mount.get("options", ()) or "rbind" in mount.get("options", ()):
