@@ -641,14 +641,9 @@ def _private(cwd: str, home: str, uid: int, gid: int, taken: Sequence[str]) -> l
     found = {
         path: Mount.tmpfs(path, options=("nosuid", "nodev", *options))
         for path, options in ((home, ("mode=0700", f"uid={uid}", f"gid={gid}")), (cwd, ("mode=1777",)))
-        if path.startswith("/") and path.strip("/.") and not _lies(path, taken)
+        if path.startswith("/") and path.strip("/.") and not etc_.overlaps(path, taken)
     }
     return [found[path] for path in sorted(found)]
-
-
-def _lies(path: str, places: Iterable[str]) -> bool:
-    """Is `path` one of `places`, in one or around one."""
-    return any(f"{path}/".startswith(f"{place}/") or f"{place}/".startswith(f"{path}/") for place in places)
 
 
 def _pseudo() -> list[Mount]:

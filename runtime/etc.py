@@ -146,7 +146,7 @@ def generated(*, uid: int, gid: int, hostname: str, resolver: bool, taken: Itera
     sources = {
         name: f"{TARGET}/{name}"
         for name, kind in kinds.items()
-        if not _taken(name, covered) and _shown(f"{TARGET}/{name}", kind)
+        if not overlaps(name, covered) and _shown(f"{TARGET}/{name}", kind)
     }
     files = names(uid=uid, gid=gid, hostname=hostname, resolver=resolver)
     files |= _readable(_TEXTS)
@@ -157,9 +157,9 @@ def generated(*, uid: int, gid: int, hostname: str, resolver: bool, taken: Itera
     _copy("timezone", files)
     return Tree(
         TARGET,
-        {name: file for name, file in files.items() if not _taken(name, covered)},
-        links={name: target for name, target in links.items() if not _taken(name, covered)},
-        directories=tuple(name for name in _EMPTY if not _taken(name, covered)),
+        {name: file for name, file in files.items() if not overlaps(name, covered)},
+        links={name: target for name, target in links.items() if not overlaps(name, covered)},
+        directories=tuple(name for name in _EMPTY if not overlaps(name, covered)),
         sources=sources,
     )
 
@@ -175,8 +175,8 @@ def _readable(texts: Mapping[str, str]) -> dict[str, tuple[int, bytes]]:
     return {name: (0o644, text.encode()) for name, text in texts.items()}
 
 
-def _taken(name: str, places: Iterable[str]) -> bool:
-    """Is something of the caller's at `name`, around it or in it."""
+def overlaps(name: str, places: Iterable[str]) -> bool:
+    """Is one of `places` at `name`, around it or in it."""
     return any(f"{name}/".startswith(f"{place}/") or f"{place}/".startswith(f"{name}/") for place in places)
 
 

@@ -120,11 +120,8 @@ def provide(judged: Judged, identity: Identity) -> Kept:
     """
     for file in judged.files:
         stage.see_untouched(file)
-    if not identity.host_root:
-        if kept := _of_root(judged, identity):
-            return kept
-        if _are_roots(judged, identity):
-            return _in_place(judged)
+    if kept := _by_root(judged, identity):
+        return kept
     path = cache_path(identity)
     cache = open_cache(path, identity, create=True)
     try:
@@ -148,6 +145,15 @@ def provide(judged: Judged, identity: Identity) -> Kept:
         linux.close(cache)
 
 
+def _by_root(judged: Judged, identity: Identity) -> Kept | None:
+    """What an ordinary caller executes of root's: what root keeps of these files, or root's own files in place."""
+    if identity.host_root:
+        return None
+    if kept := _of_root(judged, identity):
+        return kept
+    return _in_place(judged) if _are_roots(judged, identity) else None
+
+
 @dataclass(frozen=True)
 class Foreseen:
     """What `provide` would do now."""
@@ -163,11 +169,8 @@ class Foreseen:
 def find(judged: Judged, identity: Identity) -> Kept | None:
     """What `provide` would find, with nothing made or changed; None where it would make it, or fail."""
     try:
-        if not identity.host_root:
-            if kept := _of_root(judged, identity):
-                return kept
-            if _are_roots(judged, identity):
-                return _in_place(judged)
+        if kept := _by_root(judged, identity):
+            return kept
         path = cache_path(identity)
         cache = open_cache(path, identity, create=False)
         try:

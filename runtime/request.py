@@ -158,6 +158,7 @@ class Request:
             groups=who.groups,
             rlimits=self.how["rlimits"],
             capabilities=self.how["capabilities"],
+            etc=Etc.NONE,  # the guest has one already
         )
         process: dict[str, Any] = bundle.config["process"]
         return process
@@ -200,7 +201,8 @@ def request(
     where = Writable.asked(writable)
     if cwd is not None and working_dir not in (None, "/"):
         raise ValueError("working_dir and cwd are the same: give one of them")
-    own = rootfs is None and etc_of(etc) is Etc.GENERATED
+    etc = etc_of(etc)
+    own = rootfs is None and etc is Etc.GENERATED
     start = directory(working_dir, "working_dir") if cwd is None else directory(cwd, "cwd")
     if own and cwd is None and working_dir is None:
         start = WORKSPACE
@@ -221,7 +223,7 @@ def request(
         "hostname": hostname,
         "rlimits": rlimits,
         "readonly": where is None,
-        "etc": etc_of(etc),
+        "etc": etc,
         "resolver": network_mode(network) is NetworkMode.HOST,
         "capabilities": capabilities_of(capabilities),
     }
