@@ -914,6 +914,8 @@ def ask(
 ) -> list[tuple[int, bytes]]:
     """Run the image with each argv, where it is confined; (wait status, output) of each, bounded in time and size.
 
+    What is asked of another file has a path as its first word, from the image's directory.
+
     `trial` is one more argv, that of a sandbox: it is ended as soon as that is executed, and leaves none.
     """
     started: list[tuple[int, int]] = []
@@ -937,7 +939,7 @@ def ask(
                         linux.limit_file_size(1 << 20)
                     # Who died before that call sends no signal.
                     if os.getppid() == asker:  # pragma: no branch - the asker would have to die in these microseconds
-                        execute(image, argv, env)
+                        execute(_beside(image, argv[0]) if b"/" in argv[0] else image, argv, env)
                 finally:
                     os._exit(FAILED)
             started.append((pid, reader))
@@ -955,6 +957,12 @@ def ask(
         for pid, _ in started:  # nothing of a launch outlives its failure
             _end(pid)
         raise
+
+
+def _beside(image: int, name: bytes) -> int:
+    """The file `name` where runsc looks for it: from the directory of its own path."""
+    path = os.readlink(b"/proc/self/fd/%d" % image)
+    return os.open(path.rpartition(b"/")[0] + b"/" + name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
 def _end_with_its_sandbox(pid: int, _reader: int, end: float) -> bytes | None:

@@ -40,6 +40,8 @@ class Question:
 
     image: str
     """The digests of runsc and what lies beside it."""
+    questions: int
+    """How many there were."""
     confinement: str | None
     ranges: bool
     """Were subordinate ids to be had."""

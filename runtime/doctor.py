@@ -852,21 +852,19 @@ class _Trial(Launch):
         self._forked = 0
         """What was replaced in place by runsc."""
 
-    def run(self, key: str, identity: Identity | None = None) -> confine.Confined:
-        """What the child showed and answered, which is known by `key` from then on. Raises what a launch raises in
-        Confine.
-        """
+    def run(self, asker: str = "") -> confine.Confined:
+        """What the child showed and answered, to this `asker` alone. Raises what a launch raises in Confine."""
         where = next((p for p in _PLACES if os.path.isdir(p) and not os.path.islink(p)), None)
         if where is None:
             raise FileNotFoundError(errno.ENOENT, f"none of {', '.join(_PLACES)} is there to try it on")
-        assert isinstance(self._bundle, OciBundle)
+        assert isinstance(self._bundle, OciBundle) and self._staged is not None
         self._guest = prepare.look_at_bundle(self._bundle)
         above, _, name = where.rpartition("/")
         directory = os.open(where, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             self.place = Place(-1, os.fsencode(above), name, directory=directory)
             self._plan = self._child_plan(Confinement.MOUNT_LOCKED)
-            self.confined = confine.start(self._plan, key, self.options, fresh=None, identity=identity)
+            self.confined = confine.start(self._plan, self._staged.digests, self.options, fresh=None, asker=asker)
             return self.confined
         finally:
             os.close(directory)
@@ -941,7 +939,7 @@ def _confinement(patient: _Patient) -> Finding:
         images["runsc"] = stage.sealed(resolve.JudgedFile(program, source, resolve.Snapshot.of(source)))
         trial = _Trial(patient.who(), GVisorOciRunOptions(program=Program.PLAIN), _staged(images))
         try:
-            shown_ = dict(trial.run("").shown)
+            shown_ = dict(trial.run().shown)
         finally:
             trial.end()
     except LaunchError as error:
@@ -1009,7 +1007,7 @@ def _release(patient: _Patient) -> Finding:
                 answers.note(patient.question("release"), {**data, "flags": dict(release.flags)}, caller)
     except LaunchError as error:
         return _no(
-            "does not answer as runsc",
+            error.message,
             str(error),
             error.hint or "install gVisor's own runsc",
             {"error": error.as_dict()},

@@ -421,7 +421,7 @@ class _Dry(Launch):
         if self._staged.method == "copy":
             child_plan["allow"] = [(self._location + b"/exec-allow", NOTHING)]
         if self.options.program is Program.RUNSC:
-            child_plan["questions"] = list(runsc.QUESTIONS)
+            child_plan["questions"] = runsc.questions(self._staged.digests)
             child_plan["trial"] = runsc.trial_arguments(self._location) if wanted is Confinement.MOUNT_LOCKED else None
         sizes = {name: file.snapshot.size for name, file in stage.named(self._judged).items()}
         rehearsal = Rehearsal(child_plan, self._command_with(ASKED), sizes)

@@ -608,10 +608,11 @@ class Launch:
             assert self.place is not None
             confine.lay_out_on_disk(self.place.directory, self._plan)
             self._laid_out = True
-        key = " ".join(f"{name}={digest}" for name, digest in sorted(self._staged.digests.items()))
         # Whose supervisor could write the cache takes nothing from there.
         caller = self._identity if self._staged.method == StageMethod.KEPT else None
-        self.confined = confine.start(self._plan, key, self.options, fresh=self._fresh, identity=caller)
+        self.confined = confine.start(
+            self._plan, self._staged.digests, self.options, fresh=self._fresh, identity=caller
+        )
         if self.confined.release is not None and self._guest is not None:
             runsc.overlay(self.confined.release, self._guest.writable)
         self._judge_user()

@@ -12,7 +12,9 @@ from nucleus_gvisor.runtime.options import GVisorOciRunOptions, NetworkMode, Pla
 
 SAFE_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 QUESTIONS = ([b"runsc", b"--version"], [b"runsc", b"flags"])
-"""What the sealed binary is asked, where it is confined; `read_answers` reads the outputs."""
+"""What the staged binary is asked, where it is confined; `read_answers` reads the outputs."""
+VERSIONED = ("gvisor-bin/gvisor_sentry", "gvisor-bin/checkpointgofer")
+"""The side binaries that say of which release they are; the others' word is runsc's own ALWAYS."""
 LOGS = (b"--log", b"--panic-log", b"--debug")
 """The flags that only a launch has, the last before its verb: they name files that it alone is given."""
 VERBS = (b"run", b"restore")
@@ -193,6 +195,29 @@ def judge_alone(release: Release, trial: bytes) -> None:
 def after_flags(command: Sequence[bytes]) -> int:
     """Where, in the arguments of a launch, those of runsc's own flags end that its other commands have too."""
     return min(command.index(word) for word in (*LOGS, *VERBS) if word in command)
+
+
+def questions(names: Collection[str]) -> list[list[bytes]]:
+    """What is asked of the staged files `names`: QUESTIONS, and the version of each side binary that has one."""
+    return [*QUESTIONS, *([name.encode(), b"--version"] for name in VERSIONED if name in names)]
+
+
+def judge_set(release: Release, answers: Sequence[tuple[int, bytes]], names: Collection[str]) -> None:
+    """Unsupported where a side binary, by what it answered to `questions`, is not of runsc's own release."""
+    sides = [name for name in VERSIONED if name in names]
+    theirs = answers[len(QUESTIONS) : len(QUESTIONS) + len(sides)]
+    for name, (status, said) in zip(sides, theirs, strict=True):
+        match = _VERSION.match(said.decode("utf-8", "replace"))
+        if status != 0 or match is None or match[1] != release.version:
+            told = f"wait status {status}, {said[:120]!r}" if match is None else match[1]
+            raise Unsupported(
+                "a side binary is not of runsc's release",
+                step="Confine",
+                path=name,
+                observed=f"runsc {release.version}, {name} {told}",
+                expected="one release",
+                hint=INSTALL_SET,
+            )
 
 
 def read_answers(answers: list[tuple[int, bytes]]) -> Release:

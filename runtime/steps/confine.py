@@ -65,25 +65,29 @@ def canaries() -> list[list[bytes]]:
 
 def start(
     plan: dict[str, Any],
-    key: str,
+    digests: Mapping[str, str],
     options: GVisorOciRunOptions,
     *,
     fresh: bool | None,
     identity: Identity | None = None,
+    asker: str = "",
 ) -> Confined:
-    """A child that is confined as `plan` says and has answered for its image, `key` being the image's digest.
+    """A child that is confined as `plan` says and has answered for its image, and for what is staged beside it.
 
-    With `identity` it need not be asked what an earlier process of that caller's has asked.
+    With `identity` it need not be asked what an earlier process of that caller's has asked; with an `asker` nothing
+    counts but what the same one has.
 
     Raises ConfineFailed, NotProved, Incompatible, NotRunsc, Unsupported, SafetyViolation or StepFailed; then no
     child is left. Spec: GVisorRuntime!ConfineLocked, ConfineLandlock, ConfineSkipped.
     """
     locked = plan["confinement"] == Confinement.MOUNT_LOCKED.value
-    question = answers.Question(key, plan["confinement"], bool(plan["ranges"]), os.geteuid())
+    questions = runsc.questions(digests)
+    staged = asker + " ".join(f"{name}={digest}" for name, digest in sorted(digests.items()))
+    question = answers.Question(staged, len(questions), plan["confinement"], bool(plan["ranges"]), os.geteuid())
     plain = options.program is Program.PLAIN
     told = None if plain else answers.recall(question, identity if locked else None)
     asked = told is None and not plain
-    plan["questions"] = list(runsc.QUESTIONS) if asked else []
+    plan["questions"] = questions if asked else []
     plan["trial"] = runsc.trial_arguments(plan["place"]) if asked and locked else None
     child = Supervisor.start(plan, fresh=fresh)
     try:
@@ -100,13 +104,14 @@ def start(
         if told is not None and told.ids != shown.get("ids"):  # it was asked where there were others
             answers.forget(identity)
             child.end()
-            return start(plan, key, options, fresh=fresh, identity=identity)
+            return start(plan, digests, options, fresh=fresh, identity=identity, asker=asker)
         if told is None:
             told = answers.Told(shown.get("ids"), tuple(said))
         release = runsc.read_answers(list(told.answers))
         answers.remember(question, told, identity if locked and asked else None)
+        runsc.judge_set(release, told.answers, digests)
         rootless = locked and runsc.needs_rootless(told.answers[-1][1])
-        if "gvisor-bin/" not in key:
+        if len(digests) == 1:
             runsc.judge_alone(release, told.answers[-1][1] if locked else b"")
         runsc.judge_network(release, options, rootless=rootless)
         return Confined(child, shown, release, runsc.choose_platform(release, options.platform), rootless)

@@ -13,7 +13,7 @@ from nucleus_gvisor.runtime.identity import Identity
 from nucleus_gvisor.runtime.version import VERSION
 from tests.runtime.conftest import nothing_left_open
 
-QUESTION = Question("runsc=1", "mount-locked", False, os.geteuid())
+QUESTION = Question("runsc=1", 2, "mount-locked", False, os.geteuid())
 TOLD = Told("all", ((0, b"runsc version \xff"), (0, b"flags"), (9, _child.AS_CALLER)))
 
 
@@ -39,10 +39,10 @@ def test_another_process_knows_it(cache: Path) -> None:
     answers.forget()
     assert answers.recall(QUESTION, None) is None
     for other in (
-        Question("runsc=2", QUESTION.confinement, QUESTION.ranges, QUESTION.uid),
-        Question(QUESTION.image, None, QUESTION.ranges, QUESTION.uid),
-        Question(QUESTION.image, QUESTION.confinement, True, QUESTION.uid),
-        Question(QUESTION.image, QUESTION.confinement, QUESTION.ranges, QUESTION.uid + 1),
+        Question("runsc=2", QUESTION.questions, QUESTION.confinement, QUESTION.ranges, QUESTION.uid),
+        Question(QUESTION.image, QUESTION.questions, None, QUESTION.ranges, QUESTION.uid),
+        Question(QUESTION.image, QUESTION.questions, QUESTION.confinement, True, QUESTION.uid),
+        Question(QUESTION.image, QUESTION.questions, QUESTION.confinement, QUESTION.ranges, QUESTION.uid + 1),
     ):
         assert recalled(other) is None
     answers.forget(Identity.current())
@@ -112,7 +112,7 @@ def test_what_is_not_ours_is_not_believed(cache: Path, spoil: Callable[[Path], o
 def test_old_ones_go(cache: Path) -> None:
     """A cache does not grow with what was asked once."""
     for number in range(2):
-        answers.remember(Question(str(number), None, False, 0), TOLD, Identity.current())
+        answers.remember(Question(str(number), 2, None, False, 0), TOLD, Identity.current())
     old = next((cache / "answers").iterdir())
     os.utime(old, (old.stat().st_mtime - 2 * kept.ANSWERS_STAY,) * 2)
     kept.collect(Identity.current())

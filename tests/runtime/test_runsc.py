@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -413,3 +414,25 @@ def test_a_layer_needs_the_flag_for_it() -> None:
     """Where a guest's writes would go to the caller's files instead, the launch is refused."""
     with pytest.raises(Unsupported, match="cannot keep a guest's writes in a layer"):
         runsc.overlay(OLD, Writable.MEMORY)
+
+
+@pytest.mark.parametrize(
+    ("said", "refused"),
+    [
+        ((0, b"runsc version release-20260831.0\nspec: 1.2.1\n"), False),
+        ((0, b"runsc version release-20260831.1\n"), True),
+        ((256, b"runsc version release-20260831.0\n"), True),
+        ((0, b"panic: no such file\n"), True),
+        ((0, b""), True),
+    ],
+)
+def test_a_side_binary_is_of_the_same_release(said: tuple[int, bytes], refused: bool) -> None:
+    """What it answers is read as runsc's own answer is; what is not staged is not asked."""
+    release = Release("20260831.0", "", ("systrap",), "systrap", {})
+    answered = [(0, b""), (0, b""), said, (9, b"the trial")]
+    assert len(runsc.questions(SET)) == 3 and len(runsc.questions(["runsc"])) == 2
+    runsc.judge_set(release, answered, ["runsc"])
+    with pytest.raises(Unsupported, match="gvisor_sentry") if refused else nullcontext():
+        runsc.judge_set(release, answered, SET)
+    with pytest.raises(ValueError, match="shorter"):
+        runsc.judge_set(release, answered[:2], SET)
