@@ -44,7 +44,11 @@ DESCRIPTOR = struct.Struct("=i")
 STATUS = struct.Struct("=i")
 """What a command's channel carries in the end: its wait status."""
 REFUSED = b"-"
-"""What it carries first for a process that was not started, in place of its number in the guest."""
+"""What it carries first for a process that was not started, in place of its number in the guest; why comes after."""
+MAX_WORDS = 1 << 12
+"""Bytes of that."""
+APART = (b"--pass-fd", b"5:2")
+"""runsc's arguments for an `exec` whose own standard error is not the process's, which is its descriptor 5."""
 FAILED = b"failed "
 """What it carries, followed by an errno, instead of all that, when no command could be started."""
 HELLO = struct.Struct("=i")
@@ -195,12 +199,15 @@ def start(link: int, owner: int, image: int, env: dict[bytes, bytes]) -> None:
                 _attend(link, owner, image, env, supervisor, pid, alive)
             finally:  # whatever went wrong here: a sandbox without its attendant would outlive its owner
                 try:
-                    linux.kill_with_all_below(pid, supervisor)
+                    _kill_commands()  # first: they tell of the sandbox's end on streams that are the caller's
                 finally:
                     try:
-                        _end_commands()
+                        linux.kill_with_all_below(pid, supervisor)
                     finally:
-                        os._exit(0)
+                        try:
+                            _await_commands()
+                        finally:
+                            os._exit(0)
         # From here and not from itself: its owner can then wait for it, also when it ended at once.
         _say(link, HELLO.pack(attendant), pidfd, tie)
         os.close(pidfd)
@@ -208,10 +215,14 @@ def start(link: int, owner: int, image: int, env: dict[bytes, bytes]) -> None:
         _close((tie, alive, supervisor))
 
 
-def _end_commands() -> None:
+def _kill_commands() -> None:
     """They would die with this process: but only once it has, and whoever waits for its end wants to see theirs."""
     for pid in linux.children(os.getpid()):
         os.kill(pid, _signal.SIGKILL)
+
+
+def _await_commands() -> None:
+    for pid in linux.children(os.getpid()):
         os.waitpid(pid, 0)
 
 
@@ -274,6 +285,8 @@ class Command:
         """Where its owner hears of it. One that waits ahead has none."""
         self.told = -1
         """Where it says its process's number in the guest."""
+        self.says = -1
+        """Where it says why it fails; -1 for one that has its process's standard error."""
         self.process = -1
         """Where one that waits ahead is told of its process."""
         self.asked = self.unread = -1
@@ -306,6 +319,13 @@ class Command:
         left = fcntl.ioctl(self.unread, termios.FIONREAD, bytes(4))
         return int.from_bytes(left, sys.byteorder) == self.size
 
+    def words(self) -> bytes:
+        """Why it fails, by its own account."""
+        try:
+            return os.read(self.says, MAX_WORDS) if self.says >= 0 else b""
+        except BlockingIOError:  # it was killed
+            return b""
+
     def begun(self) -> None:
         """What it was asked is not needed any more."""
         _close(fd for fd in (self.asked, self.unread) if fd >= 0)
@@ -313,7 +333,8 @@ class Command:
 
     def close(self) -> None:
         self.begun()
-        _close(fd for fd in (self.pidfd, self.channel, self.told, self.process, *self.ends) if fd >= 0)
+        ours = (self.pidfd, self.channel, self.told, self.says, self.process, *self.ends)
+        _close(fd for fd in ours if fd >= 0)
 
 
 class Commands:
@@ -415,16 +436,23 @@ class Commands:
         return command
 
     def _executed(self, argv: list[bytes], terminal: bool, given: list[int]) -> Command:
-        """One that says its process's number on its last descriptor."""
-        told, tells = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        """One that says its process's number on its descriptor 4, and, where it is APART, why it fails on its 2."""
+        made: list[int] = []
         try:
-            command = self._start(argv, terminal, [*given, tells])
+            for _ in range(2 if APART[0] in argv else 1):
+                made += os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            told, tells, *words = made
+            its = [*given, tells]
+            if words:  # in place of the process's standard error, which comes last
+                its = [*given[:2], words[1], given[3], tells, given[2]]
+            command = self._start(argv, terminal, its)
         except OSError:
-            os.close(told)
+            _close(made[::2])
             raise
         finally:
-            os.close(tells)
+            _close(made[1::2])
         command.told = told
+        command.says = words[0] if words else -1
         return command
 
     def _start(self, argv: list[bytes], terminal: bool, given: list[int]) -> Command:
@@ -469,7 +497,7 @@ class Commands:
         if not number and not ended and command.asked >= 0:
             return  # how it ends says whether it was refused
         command.begun()
-        _say(command.channel, number or REFUSED, *command.ends)
+        _say(command.channel, number or REFUSED + command.words(), *command.ends)
         _close((command.told, *command.ends))
         command.told, command.ends = -1, []
         if number and command.kind is not None:

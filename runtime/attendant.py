@@ -44,6 +44,8 @@ class Command:
         self.returncode: int | None = None
         self.pid: int | None = None
         """Of an `exec` that `has_begun`: its process's number in the guest; None when there is none."""
+        self.refusal: bytes = b""
+        """Why there is none, as runsc has it, where that was not said on the process's own standard error."""
         self.has_begun: bool = False
         self.sent_at: float = time.monotonic()
         """When it was not sent yet."""
@@ -63,11 +65,13 @@ class Command:
         # Its number first, which stays there to be read: what interrupts the rest has to end it.
         packet = self._link.recv(32, socket.MSG_PEEK)
         self.pid = int(packet) if packet.isdigit() else None
-        packet, ends = linux.receive(self._link, 32, _attendant.MAX_DESCRIPTORS)
+        packet, ends = linux.receive(self._link, 1 + _attendant.MAX_WORDS, _attendant.MAX_DESCRIPTORS)
         try:
             self.has_begun = True
             self.begun_at = time.monotonic()
             _see_no_failure(packet)
+            if packet.startswith(_attendant.REFUSED):
+                self.refusal = packet.removeprefix(_attendant.REFUSED)
             if packet and len(ends) != count:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             take(ends)
@@ -259,6 +263,14 @@ class Attendant:
         """Have it end the sandbox and its commands, and then itself; also where a fork of this process has the link."""
         with suppress(OSError):  # it has ended
             self._ours.shutdown(socket.SHUT_WR)
+
+    def await_end(self) -> None:
+        """Wait a moment for it to end the sandbox, once it was hung up on: it ends its commands first, which would tell
+        of the sandbox's end on streams that are the caller's."""
+        if self._pidfd is not None:
+            with self._pidfd.use() as pidfd:
+                if pidfd >= 0:
+                    self._ends(pidfd)
 
     def dismiss(self) -> None:
         """End it and its commands, after the supervisor. What interrupts this leaves it to be done again."""

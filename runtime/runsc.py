@@ -43,6 +43,9 @@ CAPABILITIES = {
     "leave-running": Capability(
         "net-disconnect-ok", 20240729, "a checkpoint lets its sandbox go on, and can be restored; 20221219 has neither"
     ),
+    "stderr-apart": Capability(
+        "net-disconnect-ok", 20240729, "`runsc exec --pass-fd`: its own words are not on the process's standard error"
+    ),
     "gofer-namespace": Capability(
         "gofer-network-namespace",
         None,

@@ -44,7 +44,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, AnyStr, Generic, Literal, NoReturn, Self, TypedDict, TypeVar, Unpack, overload
 
 from nucleus_gvisor.model.errors import shown
-from nucleus_gvisor.runtime import guest, image, runsc, usage
+from nucleus_gvisor.runtime import _attendant, guest, image, runsc, usage
 from nucleus_gvisor.runtime.accounts import User
 from nucleus_gvisor.runtime.attendant import PATIENCE, Attendant, Command
 from nucleus_gvisor.runtime.audit import Record
@@ -871,7 +871,7 @@ class Sandbox:
             started.kill()
             return None
         if not in_time:
-            self._process.kill()  # it may run or not, and has no number: then nothing may
+            self.kill()  # it may run or not, and has no number: then nothing may
             return None
         self._refuse(words, command, pipes)
 
@@ -904,7 +904,8 @@ class Sandbox:
         words = tuple(process["args"])
         try:
             with _memory(json.dumps(process).encode()) as file:
-                self._attend(held, self._exec, file.fileno(), pipes)
+                argv = self._exec_on_terminal if pipes.terminal else self._exec
+                self._attend(held, argv, file.fileno(), pipes)
                 return words
         finally:
             pipes.started()
@@ -932,7 +933,7 @@ class Sandbox:
             command.ended(time.monotonic() + PATIENCE)
         except SandboxGone as error:
             raise self._gone(str(error)) from None
-        output = b""
+        output = command.refusal
         for fd in pipes.ours[1:]:
             if fd >= 0:
                 os.set_blocking(fd, False)
@@ -956,6 +957,13 @@ class Sandbox:
     @property
     def _exec(self) -> list[bytes]:
         """runsc's arguments for every command: the process is in a file, for a command line is everybody's to read."""
+        release = self._process.release
+        apart = map(os.fsdecode, _attendant.APART if release is not None and release.has("stderr-apart") else ())
+        return self._command("exec", *apart, "--process", "/proc/self/fd/3", "--internal-pid-file", "/proc/self/fd/4")
+
+    @property
+    def _exec_on_terminal(self) -> list[bytes]:
+        """The same where all its streams are a terminal, which runsc looks for on its own."""
         return self._command("exec", "--process", "/proc/self/fd/3", "--internal-pid-file", "/proc/self/fd/4")
 
     def _command(self, *words: str) -> list[bytes]:
@@ -967,9 +975,7 @@ class Sandbox:
         """Why nothing more can be done: the limit that the sandbox met, if it met one. It ends now, if it has not."""
         held = self._process.held
         if held.limits.asked:
-            self._process.kill()
-            with suppress(TimeoutError, ChildProcessError):
-                self._process.wait(PATIENCE)
+            self._end()
             if (met := held.met()) is not None:
                 return _limit_met(met, held.limits, None, None)
         return SandboxGone(text)
@@ -1231,9 +1237,7 @@ class Sandbox:
                     stopped |= found
             self._signal_all(signals.SIGKILL, stopped)
         except (RunscFailed, CannotExec):
-            self.kill()
-            with suppress(TimeoutError):  # runsc's client hears of it before the supervisor has ended
-                self.wait(PATIENCE)
+            self._end()
         except SandboxGone:
             pass
 
@@ -1348,7 +1352,15 @@ class Sandbox:
     def kill(self) -> None:
         """End the sandbox at once. `close` does so too, and cleans up."""
         if os.getpid() == self._owner:
+            self._attendant.hang_up()
+            self._attendant.await_end()
             self._process.kill()
+
+    def _end(self) -> None:
+        """`kill`, and see it end: its commands end before it does."""
+        self.kill()
+        with suppress(TimeoutError, ChildProcessError):  # where nobody knows how it ended
+            self.wait(PATIENCE)
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait until the sandbox has ended by itself; its init's exit code. TimeoutError after `timeout` seconds."""
@@ -1530,7 +1542,7 @@ class GuestProcess(Generic[AnyStr]):
             if self._ended(time.monotonic()) is None:
                 self._sandbox._end_tree(self.command, lambda: self.alone)
                 if self._ended(time.monotonic() + PATIENCE) is None:
-                    self._sandbox.kill()
+                    self._sandbox._end()
                     self._ended(None)
         except SandboxGone:
             self.returncode = 128 + signals.SIGKILL  # with all that there was
@@ -1625,6 +1637,7 @@ class _Held:
     def clean_up(self) -> None:
         """End and close it all. Each part can be done again, so that all of it can, wherever it was interrupted."""
         self.attendant.hang_up()
+        self.attendant.await_end()
         if self.process is not None:
             self.process.end()
         self.attendant.dismiss()
