@@ -82,9 +82,10 @@ def main(plan: Plan, link: int) -> None:
                 os._exit(FAILED)
         if plan.get("mark"):
             linux.set_mark(plan["mark"])
-        if plan["lives"]:
+        if plan["lives"] or linux.ignores_its_group():
             # A sandbox that lives on: what a terminal or a shell sends to its owner's process group, Ctrl-C and Ctrl-Z
-            # above all, is its owner's to answer. A `run` ends with its caller, and may use the caller's terminal.
+            # above all, is its owner's to answer. A `run` ends with its caller, and may use the caller's terminal;
+            # unless what ends the group is not to end the caller (nohup(1), a shell's background).
             os.setsid()
         step = "close descriptors"
         attendant = set() if plan["attendant"] is None else {plan["attendant"]}

@@ -415,6 +415,13 @@ def default_signal(number: int) -> None:
     _checked(answer, "rt_sigaction", (number,))
 
 
+def ignores_its_group() -> bool:
+    """Does this process ignore one of the signals by which a terminal, a shell or a service manager ends, or stops, all
+    of a process group; nohup(1) and a shell's `&` have a program do so."""
+    signals = (_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM, _signal.SIGTSTP)
+    return any(_signal.getsignal(number) == _signal.SIG_IGN for number in signals)
+
+
 def default_dispositions() -> None:
     """Default dispositions of all signals."""
     for number in range(1, _signal.NSIG):

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from nucleus_gvisor.model.errors import BadArgument, Error, LaunchError, remedy, shown
 from nucleus_gvisor.runtime import audit
+from nucleus_gvisor.runtime._linux import ignores_its_group
 from nucleus_gvisor.runtime.audit import Record
 from nucleus_gvisor.runtime.bounds import KEPT, RecordBounds
 from nucleus_gvisor.runtime.bundle import CAPABILITIES, DEFAULT_ENV, Etc, OciBundle, capabilities_of
@@ -680,8 +681,9 @@ def _wait(process: SandboxProcess, relay: Relay, timeout: float | None) -> int:
     def forward(number: int, _: object) -> None:
         process.send_signal(number)
 
-    # From a terminal, SIGINT and SIGQUIT reach the guest's supervisor by themselves, and we hear of them.
-    keyboard = (lambda *_: None) if sys.stdin is not None and sys.stdin.isatty() else forward
+    # From a terminal, SIGINT and SIGQUIT reach the guest's supervisor by themselves, where it is of our session.
+    theirs = sys.stdin is not None and sys.stdin.isatty() and not ignores_its_group()
+    keyboard = (lambda *_: None) if theirs else forward
     handlers = dict.fromkeys((signal.SIGINT, signal.SIGQUIT), keyboard)
     handlers |= dict.fromkeys((signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2), forward)
     with handling(handlers) as signalled:

@@ -351,6 +351,9 @@ class _Signal:
     def valid_signals(self) -> Iterable[int]:
         return signal.valid_signals()
 
+    def getsignal(self, number: int) -> object:
+        return signal.getsignal(number)
+
     def pthread_sigmask(self, how: int, signals: Iterable[int]) -> None:
         what = "all blocked" if how == signal.SIG_BLOCK else "empty mask" if not tuple(signals) else "set"
         self._r.note("rt_sigprocmask", what)

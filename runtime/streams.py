@@ -45,14 +45,17 @@ def open_standard_descriptors() -> None:
 
 @contextmanager
 def handling(handlers: Mapping[signal.Signals, signal.Handlers | Callable[..., Any]]) -> Iterator[int]:
-    """Handle signals so, in the main thread; yields a descriptor to wait for as well, readable when one has come.
+    """Handle signals so, in the main thread, but for those that it ignores: who started it wants that (nohup(1)).
+
+    Yields a descriptor to wait for as well, readable when one has come.
 
     A signal that comes after the interpreter has looked for one, and before poll(2) waits, would be handled only when
     something else happens: so it is made something to wait for.
     """
     signalled, wakes = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     woken = signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    wanted = {number: handler for number, handler in handlers.items() if signal.getsignal(number) != signal.SIG_IGN}
+    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
     try:
         yield signalled
     finally:
