@@ -93,6 +93,7 @@ from nucleus_gvisor.runtime.options import (
 from nucleus_gvisor.runtime.request import SandboxOptions
 from nucleus_gvisor.runtime.runsc import Release
 from nucleus_gvisor.runtime.sandbox import Completed, CompletedRun, GuestProcess, LivingOptions, Process, Sandbox, run
+from nucleus_gvisor.runtime.secret_files import Credential, SecretSource
 from nucleus_gvisor.runtime.version import VERSION as __version__
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ __all__ = [
     "ConfineFailed",
     "Confinement",
     "CopyFailed",
+    "Credential",
     "Enforcement",
     "Error",
     "ExecFailed",
@@ -167,6 +169,7 @@ __all__ = [
     "SandboxGone",
     "SandboxOptions",
     "SandboxProcess",
+    "SecretSource",
     "StageMethod",
     "StartFailed",
     "StepFailed",

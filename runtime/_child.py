@@ -42,6 +42,8 @@ IMAGE = "image"
 """Where, below the container's directory, the files of a checkpoint are that is restored."""
 STORE = "store"
 """Where, below the container's directory, the layer of a guest is that writes to disk."""
+SECRETS = "secrets"
+"""Where, below the container's directory, secret files are, by their numbers."""
 TREE = "tree"
 """How the directories of trees of ours are called there, before their numbers."""
 IMAGE_NAME = "memfd:runsc"
@@ -713,6 +715,8 @@ def _attach(work: int, plan: Plan, binds: list[tuple[int, str]]) -> int:
     trees = [(_own_tree(*tree), name) for name, *tree in plan["trees"]]
     if plan["skeleton"] is not None:
         trees.append((_own_tree({}, plan["links"], plan["skeleton"]), "rootfs"))
+    if plan["secrets"]:
+        trees.append((_own_secrets(plan["secrets"]), SECRETS))
     binds = [*trees, *binds]  # first, for some of the binds lie in them
     if plan["missing"] or plan["fill"]:
         binds = [(_completed(work, c, plan["missing"], plan["fill"]) if t == "rootfs" else c, t) for c, t in binds]
@@ -724,6 +728,23 @@ def _attach(work: int, plan: Plan, binds: list[tuple[int, str]]) -> int:
     if plan["set"]:
         return _materialise(work, plan["images"])
     return int(plan["images"]["runsc"])
+
+
+def _own_secrets(secrets: list[tuple[bytes, int]]) -> int:
+    """Files with what is secret, each its user's alone to read; what is secret is forgotten here then."""
+    size = sum(len(content) + (1 << 12) for content, _ in secrets)
+    tree = linux.new_tmpfs(0, mode="0755", size=str(size + (1 << 16)))
+    for number, (content, uid) in enumerate(secrets):
+        fd = os.open(str(number), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400, dir_fd=tree)
+        linux.write_all(fd, content)
+        try:
+            os.fchown(fd, uid, -1)
+        except OSError:  # no id of this namespace: the launch is refused for it, by name (`Launch._judge_user`)
+            pass
+        os.close(fd)
+    linux.mount_setattr(tree, b"", set=linux.MOUNT_ATTR_RDONLY)
+    secrets.clear()  # neither the attendant, which is a fork of this process, nor an error's frames need it
+    return tree
 
 
 def _completed(work: int, root: int, points: list[tuple[str, bool]], fill: dict[str, tuple[int, bytes]]) -> int:

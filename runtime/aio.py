@@ -683,9 +683,13 @@ class AsyncSandbox:
         """Let them go on."""
         await _call(self._box.resume)
 
-    async def checkpoint(self, directory: HostPath, *, leave_running: bool = False) -> None:
+    async def checkpoint(
+        self, directory: HostPath, *, leave_running: bool = False, include_secrets: bool = False
+    ) -> None:
         """Write the guest to `directory` on the host, for `restore`. To be cancelled waits for the end of it first."""
-        await _call(lambda: self._box.checkpoint(directory, leave_running=leave_running))
+        await _call(
+            lambda: self._box.checkpoint(directory, leave_running=leave_running, include_secrets=include_secrets)
+        )
 
     async def signal(self, number: int, pid: int | None = None) -> None:
         """Send a signal to process `pid` of the guest, in the guest's numbers; to all of them when None."""

@@ -28,6 +28,7 @@ from nucleus_gvisor.runtime import fields
 from nucleus_gvisor.runtime.accounts import MAX_ID
 from nucleus_gvisor.runtime.fields import FIELDS
 from nucleus_gvisor.runtime.guest import Tree
+from nucleus_gvisor.runtime.secret_files import SecretFile
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -282,7 +283,7 @@ class OciBundle:
     `path`. Use `OciBundle.build` for a command, `OciBundle.load` for a bundle on disk. Raises BadBundle or Refused.
     """
 
-    __slots__ = ("_binds", "_fill", "_identity", "_links", "_path", "_text", "_trees")
+    __slots__ = ("_binds", "_fill", "_identity", "_links", "_path", "_secret_files", "_text", "_trees")
 
     def __init__(
         self,
@@ -305,6 +306,7 @@ class OciBundle:
         self._trees: tuple[Tree, ...] = ()
         self._fill: Mapping[str, tuple[int, bytes]] = {}
         self._links: Mapping[str, str] = {}
+        self._secret_files: tuple[SecretFile, ...] = ()
 
     @property
     def bundle_path(self) -> Path | None:
@@ -342,6 +344,11 @@ class OciBundle:
     def links(self) -> Mapping[str, str]:
         """Links in the empty root that the launcher makes, by their place."""
         return self._links
+
+    @property
+    def secret_files(self) -> tuple[SecretFile, ...]:
+        """What the guest's user alone is to read. It is no part of `config`."""
+        return self._secret_files
 
     def binds(self) -> tuple[Bind, ...]:
         """The bind mounts, in mounting order (OCI runtime-spec, Mounts)."""
@@ -417,6 +424,7 @@ class OciBundle:
         etc: Etc | str = Etc.GENERATED,
         resolver: bool = False,
         capabilities: str | Iterable[str] = "none",
+        secret_files: Sequence[SecretFile] = (),
     ) -> Self:
         """A bundle in memory that runs `args`.
 
@@ -432,6 +440,7 @@ class OciBundle:
         `env` is the whole environment; when None, DEFAULT_ENV with the user's home. `rlimits` maps `RLIMIT_*` to
         one limit or to (soft, hard). `capabilities`, in the guest alone, of its root and of its set-id programs are
         "none", "docker" (what Docker gives) or names; any other user has none, for gVisor keeps no ambient ones.
+        `secret_files` are the guest's user's alone to read (`secret_files.secret_files` reads them).
 
         Raises BadArgument for what cannot be passed on: NUL, not UTF-8, one string of 128 KiB, 2 MiB of strings
         together, an option out of range (OCI runtime-spec, Process).
@@ -469,7 +478,7 @@ class OciBundle:
             "rlimits": [_rlimit(kind, limit) for kind, limit in (rlimits or {}).items()],
             "noNewPrivileges": not held,
         }
-        mounted = _mounts(mine, binds)
+        mounted = _mounts(mine, binds, [secret.target for secret in secret_files])
         root = _ROOTFS if rootfs is None else _argument(_path, _string_of(rootfs, "rootfs"), "rootfs", host=True)
         config = {
             "ociVersion": "1.0.2",
@@ -481,6 +490,7 @@ class OciBundle:
         }
         bundle = _argument(cls, None, config)
         bundle._trees, bundle._links, bundle._fill = tuple(trees), links, fill
+        bundle._secret_files = tuple(secret_files)
         meant = {mount.target: mount.meant for mount in [*binds, *mine]}
         bundle._binds = tuple(
             replace(bind, meant=meant[str(mounted[bind.index]["destination"])]) for bind in bundle._binds
@@ -655,10 +665,10 @@ def _pseudo() -> list[Mount]:
     ]
 
 
-def _mounts(mine: list[Mount], binds: list[Mount]) -> list[dict[str, object]]:
+def _mounts(mine: list[Mount], binds: list[Mount], files: Sequence[str]) -> list[dict[str, object]]:
     targets = [mount.target for mount in mine]
-    for target in targets:
-        if target in ("/proc", "/dev") or targets.count(target) > 1:
+    for target in (taken := [*targets, *files]):
+        if target in ("/proc", "/dev") or taken.count(target) > 1:
             raise _unfit("mount target", target, "each target once, and neither /proc nor /dev")
     defaults = [mount for mount in [*binds, *_pseudo()] if mount.target not in targets]
     return [mount.as_oci() for mount in [*defaults, *mine]]

@@ -39,6 +39,7 @@ from nucleus_gvisor.runtime.options import (
 from nucleus_gvisor.runtime.paths import described
 from nucleus_gvisor.runtime.request import accounts_of
 from nucleus_gvisor.runtime.sandbox import Sandbox, limited
+from nucleus_gvisor.runtime.secret_files import SecretSource, parsed, secret_files
 from nucleus_gvisor.runtime.streams import Relay, handling, open_standard_descriptors
 from nucleus_gvisor.runtime.version import VERSION
 
@@ -317,6 +318,13 @@ def _capabilities(text: str) -> str | tuple[str, ...]:
     return asked
 
 
+def _secret(text: str) -> tuple[str, SecretSource]:
+    try:
+        return parsed(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
+
+
 def _service(text: str) -> tuple[str, ...]:
     try:
         words = tuple(shlex.split(text))
@@ -381,6 +389,8 @@ def _add_launch(parser: argparse.ArgumentParser, *, lives: bool = False) -> None
         "ours. A VALUE written here can be seen by every user of the host, in this process's arguments")  # fmt: skip
     add("--env-file", metavar="FILE", action="append", default=[], help="set the guest variables in FILE: NAME=VALUE "
         "or NAME, one a line, without quotes; empty lines and those with # in front are left out")  # fmt: skip
+    add("--secret-file", metavar="TARGET=SOURCE", type=_secret, action="append", default=[], help="a file "
+        "that the guest's user alone reads, on no disk: from PATH, fd:NUMBER or credential:NAME")  # fmt: skip
     add("--cwd", metavar="DIR", help="the guest's working directory (default: /workspace, its own; / with --rootfs)")
     add("--hostname", metavar="NAME", default="gvisor", help="the guest's host name (default: gvisor)")
     add("--user", metavar="USER[:GROUP]", default="0:0", help="the guest's user, by number or by a name that it knows "
@@ -423,11 +433,11 @@ def bundle_of(given: argparse.Namespace) -> OciBundle | Path:
     """The bundle that the arguments mean: built, or the directory to load at launch."""
     words = given.words[1:] if given.words[:1] == ["--"] else given.words
     if given.bundle is not None:
-        if words or given.mount or given.env or given.env_file or given.cwd or given.rlimit:
+        if words or given.mount or given.env or given.env_file or given.cwd or given.rlimit or given.secret_file:
             raise BadArgument(
                 "a bundle brings its own command, mounts, environment and directory",
                 step="Resolve",
-                observed=" ".join(words) or "--mount, --env, --cwd or --rlimit",
+                observed=" ".join(words) or "--mount, --env, --cwd, --rlimit or --secret-file",
                 expected="nothing beside --bundle",
                 hint="write them into the bundle's config.json",
             )
@@ -462,7 +472,22 @@ def bundle_of(given: argparse.Namespace) -> OciBundle | Path:
         etc=given.etc,
         resolver=given.network == NetworkMode.HOST,
         capabilities=given.capabilities,
+        secret_files=secret_files(_secrets_of(given)),
     )
+
+
+def _secrets_of(given: argparse.Namespace) -> dict[str, SecretSource]:
+    found: dict[str, SecretSource] = {}
+    for target, source in given.secret_file:
+        if found.setdefault(target, source) is not source:
+            raise BadArgument(
+                "--secret-file refused",
+                step="Resolve",
+                observed=f"{target} twice",
+                expected="each target once",
+                hint="name another",
+            )
+    return found
 
 
 def _seconds(text: str) -> float:
@@ -647,6 +672,7 @@ def _sandbox_of(given: argparse.Namespace) -> Sandbox:
         user=given.user,
         etc=given.etc,
         capabilities=given.capabilities,
+        secret_files=_secrets_of(given),
         hostname=given.hostname,
         memory=limits.memory,
         cpus=limits.cpus,

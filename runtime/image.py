@@ -58,6 +58,7 @@ _NAMES = (
     "env",
     "mounts",
     "service",
+    "secret_files",
     "args",
     "hostname",
     "rlimits",
@@ -115,6 +116,8 @@ def description(bundle: OciBundle, network: str, root: str) -> dict[str, Any]:
         "writable": root,
         "mounts": [_mount(mount) for mount in config.get("mounts") or []],
         "service": service,
+        # What they held may be in the guest's memory. None in the notes of earlier versions.
+        "secret_files": sorted(secret.target for secret in bundle.secret_files) or None,
         "args": args,
         "user": [user.get("uid") or 0, user.get("gid") or 0],
         "env": dict(entry.split("=", 1) for entry in process.get("env") or []),

@@ -529,6 +529,7 @@ class Launch:
             "bundle": None if bundle.bundle_path is None else repr(os.fspath(bundle.bundle_path))[1:-1],
             "sources": len(self._guest.sources),
             **({"led": led} if (led := self._guest.led) else {}),
+            **({"secret_files": [file.target for file in files]} if (files := bundle.secret_files) else {}),
             "root": self._guest.root,
             **({"lost": list(self._lost)} if self._lost else {}),
             **({"hooks": self.hooks.shown} if self.hooks else {}),
@@ -659,6 +660,26 @@ class Launch:
         written = self._written
         self.owners = Owners(self.confined.shown.get("ids"), self._plan["ranges"], written[0].path if written else None)
         self.owners.judge(*self._user())
+        self._judge_secret_files()
+
+    def _judge_secret_files(self) -> None:
+        """Unsupported where the guest's user could not be the one who alone can read them."""
+        assert self._guest is not None and self.confined is not None
+        uid = self._user()[0]
+        if not self._guest.bundle.secret_files or uid == 0:
+            return
+        try:
+            # Owned by the group of nobody that counts: it may not read them either.
+            Owners(self.confined.shown.get("ids"), self._plan["ranges"], b"/").judge(uid, 0)
+        except Unsupported as error:
+            raise Unsupported(
+                "the guest's user is none that a secret file could belong to",
+                step="Confine",
+                observed=error.observed,
+                expected="user 0, or one whose files can be its own",
+                hint="give user=0, or launch as root or with subordinate ids: newuidmap, and a line in /etc/subuid and"
+                " /etc/subgid (Linux 6.12 and later)",
+            ) from None
 
     def _child_plan(self, confinement: Confinement | None) -> dict[str, Any]:
         place, guest, staged = self.place, self._guest, self._staged
@@ -671,6 +692,14 @@ class Launch:
                 hint='stage="copy"',
                 observed=f"confinement {confinement and confinement.value}",
                 expected='confinement="mount-locked"',
+            )
+        if guest.bundle.secret_files and not locked:
+            raise Unsupported(
+                "secret files are kept on a tmpfs that only mount-locked makes",
+                step="Confine",
+                observed=f"confinement {confinement and confinement.value}",
+                expected='confinement="mount-locked"',
+                hint="launch it confined, or hand the secret over in another way",
             )
         if guest.missing and not locked:  # there is no other tree than the caller's to make them in
             target, is_directory = guest.missing[0]
@@ -722,11 +751,17 @@ class Launch:
             image=[] if self._image is None else list(self._image.files),
             store=guest.writable is Writable.DISK,
             ranges=subordinate() if locked and self._wants_ids() else None,
+            secrets=[(secret.content, self._user()[0]) for secret in guest.bundle.secret_files],
         )
 
     def _wants_ids(self) -> bool:
         """Would an ordinary caller's guest make files of other ids: its commands have users of their own."""
-        return bool(os.geteuid() and self._written) and (bool(self._own) or self._user() != (0, 0))
+        assert self._guest is not None
+        if not os.geteuid():
+            return False
+        if self._guest.bundle.secret_files and self._user()[0]:
+            return True
+        return bool(self._written) and (bool(self._own) or self._user() != (0, 0))
 
     def _with_trees(self, config: bytes, locked: bool) -> bytes:
         """The private config.json with the trees of ours in it, which no bundle can name: they are made by the child.
@@ -734,7 +769,8 @@ class Launch:
         What of the host lies in one is mounted there by the child, at no cost of runsc's; unless it cannot mount.
         """
         assert self._guest is not None and self.place is not None
-        if not self._guest.trees:
+        secrets = self._guest.bundle.secret_files
+        if not self._guest.trees and not secrets:
             return config
         document = json.loads(config)
         mounts = []
@@ -747,6 +783,11 @@ class Launch:
             {"destination": target, "type": "bind", "source": source, "options": ["rbind", "ro"]}
             for target, source in mounts
         ] + (document.get("mounts") or [])
+        for number, secret in enumerate(secrets):
+            source = os.fsdecode(self.place.path) + f"/{_child.SECRETS}/{number}"
+            document["mounts"].append(
+                {"destination": secret.target, "type": "bind", "source": source, "options": ["rbind", "ro"]}
+            )
         return json.dumps(document, separators=(",", ":")).encode("ascii")
 
     def _confine(self, _: Facts) -> Mapping[str, object]:

@@ -85,6 +85,8 @@ class Rehearsal:
         sizes: Mapping[str, int],
     ) -> None:
         self.plan: dict[str, Any] = {**child_plan, "parent": 0}
+        # What is written is told of, when it is short.
+        self.plan["secrets"] = [(b"...", uid) for _, uid in child_plan["secrets"]]
         self.command: tuple[list[bytes], dict[bytes, bytes]] = command
         self.calls: list[Call] = []
         self.fds: Fds = Fds()
@@ -445,6 +447,9 @@ class _Os:
 
     def fchmod(self, fd: int, mode: int) -> None:
         self._r.note("fchmod", f"{self._r.fds.known[fd].name} {mode:04o}")
+
+    def fchown(self, fd: int, uid: int, gid: int) -> None:
+        self._r.note("fchown", f"{self._r.fds.known[fd].name} {uid}:{gid}")
 
     def sendfile(self, out: int, source: int, offset: int, _count: int) -> int:
         if offset == 0:

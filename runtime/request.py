@@ -40,6 +40,8 @@ from nucleus_gvisor.runtime.options import (
     Platform,
     Writable,
 )
+from nucleus_gvisor.runtime.secret_files import SecretSource
+from nucleus_gvisor.runtime.secret_files import secret_files as secrets_of
 
 Environment = Mapping[str, str | None] | Sequence[str]
 """Variables by name, None for one that is not to be there, or a list of NAME=VALUE."""
@@ -95,6 +97,7 @@ class OwnOptions(TypedDict, total=False):
     cwd: str | None
     etc: Etc | str
     capabilities: str | Sequence[str]
+    secret_files: Mapping[str, SecretSource] | None
 
 
 class SandboxOptions(OwnOptions, total=False):
@@ -196,6 +199,7 @@ def request(
     cwd: str | None = None,
     etc: Etc | str = Etc.GENERATED,
     capabilities: str | Sequence[str] = "none",
+    secret_files: Mapping[str, SecretSource] | None = None,
 ) -> Request:
     """Judge the arguments that `Sandbox` documents."""
     where = Writable.asked(writable)
@@ -226,6 +230,7 @@ def request(
         "etc": etc,
         "resolver": network_mode(network) is NetworkMode.HOST,
         "capabilities": capabilities_of(capabilities),
+        "secret_files": secrets_of(secret_files),
     }
     accounts = accounts_of(rootfs, own, user)
     who = accounts.find(user)

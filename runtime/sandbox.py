@@ -43,7 +43,7 @@ from dataclasses import FrozenInstanceError, dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, AnyStr, Generic, Literal, NoReturn, Self, TypedDict, TypeVar, Unpack, overload
 
-from nucleus_gvisor.model.errors import shown
+from nucleus_gvisor.model.errors import BadArgument, shown
 from nucleus_gvisor.runtime import _attendant, guest, image, runsc, usage
 from nucleus_gvisor.runtime.accounts import User
 from nucleus_gvisor.runtime.attendant import PATIENCE, Attendant, Command
@@ -467,7 +467,9 @@ class Sandbox:
     "disk" (the same, in a file below `runtime_dir`, which must be on disk, up to `disk` bytes), or "host" (to `rootfs`
     itself, refused where others can write it). Nothing of ours is ever made in it. `user` of the guest's processes, as
     UID, (UID, GID) or "USER[:GROUP]", by number or by a name that the guest knows; `etc`, "generated" or "none", and
-    `capabilities`, "none", "docker" or names, as in `OciBundle.build`; `hostname`; `rlimits` as in `OciBundle.build`;
+    `capabilities`, "none", "docker" or names, as in `OciBundle.build`; `secret_files`, places in the guest and where
+    what is to lie there comes from (a path, a descriptor, a `Credential`, or bytes), for `user` alone to read;
+    `hostname`; `rlimits` as in `OciBundle.build`;
     `runsc`, the binary to use, and `pin`, its SHA-256; `platform`, `confinement`, `enforcement`, `record`, `audit`,
     `keep_records` and `debug_dir` as in `GVisorOciRunOptions`; and limits of the whole sandbox, as in `Limits`:
     `memory` in bytes, `cpus`, `pids`, `lifetime` in seconds, and `limits`, "required" or "best_effort". Who enforces
@@ -1170,7 +1172,7 @@ class Sandbox:
                     return False
         return True
 
-    def checkpoint(self, directory: HostPath, *, leave_running: bool = False) -> None:
+    def checkpoint(self, directory: HostPath, *, leave_running: bool = False, include_secrets: bool = False) -> None:
         """Write the guest, its memory and its files, to `directory` on the host, for `restore`; the sandbox then ends,
         unless it is to be left running.
 
@@ -1178,8 +1180,17 @@ class Sandbox:
         could change it. RunscFailed while a command runs (its streams are the host's, which no image can hold; what it
         left behind must not have them either), with releases before 2024, and when runsc fails. Then nothing of the
         image is left, and the sandbox goes on. What is mounted from the host is not in it, and `network="host"` cannot
-        be kept.
+        be kept. BadArgument for a sandbox with secret files, whose guest may have them in memory, unless the image may
+        hold them: `include_secrets`. Its note then names them, and `restore` asks for them again.
         """
+        if (secret := self._request.how["secret_files"]) and not include_secrets:
+            raise BadArgument(
+                "a checkpoint would hold secrets",
+                step="Checkpoint",
+                observed=f"secret files: {', '.join(file.target for file in secret)}",
+                expected="a sandbox without secret files",
+                hint="include_secrets=True writes the guest's memory to disk, and what it has read of them with it",
+            )
         release = self._process.release
         if release is None or not release.has("leave-running"):
             why = f"runsc checkpoint: no image of this release can be restored: {release and release.text}"

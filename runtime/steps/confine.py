@@ -302,6 +302,7 @@ def plan(
     image: list[tuple[bytes, tuple[int, int], str]],
     store: bool,
     ranges: Ranges | None,
+    secrets: list[tuple[bytes, int]],
 ) -> dict[str, Any]:
     """The child's plan as marshal data, every key that `_child` reads."""
     return {
@@ -335,6 +336,7 @@ def plan(
         "signal_scope": options.signal_scope is Enforcement.REQUIRED,
         "store": store,
         "ranges": ranges,
+        "secrets": secrets,
         "questions": [],
         "trial": None,
     }

@@ -171,16 +171,18 @@ def look_at_bundle(
         _Point(str(mount["destination"]), by_target.get(binds.get(index, "")))
         for index, mount in enumerate(config.get("mounts") or [])
     ]
-    made = tuple(_made(f"{_child.TREE}{number}", tree, points, by_target) for number, tree in enumerate(trees))
-    above = tuple(tree.target for tree in trees)
     cwd = str(config["process"]["cwd"])
+    own_places = [(target, True) for target in (*(tree.target for tree in trees), cwd) if target.strip("/.")]
+    secrets = [(secret.target, False) for secret in bundle.secret_files]
+    made = tuple(_made(f"{_child.TREE}{number}", tree, points, secrets, by_target) for number, tree in enumerate(trees))
+    own_places += secrets
     _judge_in_memory(cwd, points, config.get("mounts") or [])
     if bundle.rootfs is None:
         places = [(point.target, point.is_directory) for point in points]
-        places += [(target, True) for target in (*above, cwd) if target.strip("/.")]
-        _missing(None, how, points, above, cwd)
+        places += own_places
+        _missing(None, how, points, own_places)
         return Guest(bundle, tuple(sources), binds, tuple(places), (), how, covers, made)
-    missing = _missing(sources[0], how, points, above, cwd)
+    missing = _missing(sources[0], how, points, own_places)
     fill = _lacking(sources[0].path, bundle.fill) if fills and how is not Writable.HOST else {}
     return Guest(bundle, tuple(sources), binds, None, missing, how, covers, made, fill)
 
@@ -223,12 +225,18 @@ def _is_empty(path: bytes) -> bool:
     return stat.S_ISREG(status.st_mode) and status.st_size == 0
 
 
-def _made(name: str, tree: Tree, points: Sequence["_Point"], by_target: Mapping[str, Source]) -> MadeTree:
+def _made(
+    name: str,
+    tree: Tree,
+    points: Sequence["_Point"],
+    files: Sequence[tuple[str, bool]],
+    by_target: Mapping[str, Source],
+) -> MadeTree:
     """The tree with a place for each that is mounted in it."""
     inside = [
-        (point.target[len(tree.target) + 1 :], point.is_directory)
-        for point in points
-        if point.target.startswith(f"{tree.target}/")
+        (target[len(tree.target) + 1 :], is_directory)
+        for target, is_directory in [*((point.target, point.is_directory) for point in points), *files]
+        if target.startswith(f"{tree.target}/")
     ]
     inside += [(path, by_target[f"{name}/{path}"].is_directory) for path in tree.sources]
     return MadeTree(tree, name, tuple(inside))
@@ -433,16 +441,16 @@ def _source(path: bytes, target: str, readonly: bool, recursive: bool) -> Source
 
 
 def _missing(
-    root: Source | None, how: Writable | None, points: list[_Point], own: tuple[str, ...], cwd: str
+    root: Source | None, how: Writable | None, points: list[_Point], own: Sequence[tuple[str, bool]]
 ) -> tuple[tuple[str, bool], ...]:
     """The places, without links, that runsc would make in the bundle's own root. BadBundle for one that it would make
     in another directory of the host's, or where the guest writes to the root itself.
 
-    The gofer makes a place for each bind, and the working directory, in what is bound around it; the sentry makes one
+    The gofer makes a place for each bind, and what is our `own`, in what is bound around it; the sentry makes one
     for what it mounts itself, where it can write, and else makes it up.
     """
     by_gofer = [(p.target, p.is_directory) for p in points if p.source is not None]
-    by_gofer += [(target, True) for target in (*own, cwd) if target.strip("/.")]
+    by_gofer += own
     by_sentry = [p.target for p in points if p.source is None]
     if how is Writable.HOST:  # what it mounts in any case, boot/vfs.go
         by_sentry += [target for target in SENTRYS if target not in [p.target for p in points]]
