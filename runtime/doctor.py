@@ -32,14 +32,11 @@ from typing import Any
 from nucleus_gvisor.model.errors import BadBase, LaunchError, NotFound, PinMismatch, Unsupported, shown
 from nucleus_gvisor.model.record import set_digest
 from nucleus_gvisor.runtime import _child, _linux, answers, interpreter, kept, paths, runsc
-from nucleus_gvisor.runtime.bundle import OciBundle
 from nucleus_gvisor.runtime.capture import readable
-from nucleus_gvisor.runtime.cleanup import Place
 from nucleus_gvisor.runtime.host import start_cause
 from nucleus_gvisor.runtime.identity import Identity
-from nucleus_gvisor.runtime.launch import LIMITS, Launch
+from nucleus_gvisor.runtime.launch import LIMITS
 from nucleus_gvisor.runtime.options import (
-    Confinement,
     GVisorOciRunOptions,
     NetworkMode,
     Platform,
@@ -48,9 +45,11 @@ from nucleus_gvisor.runtime.options import (
     as_flags,
     judge_pin,
 )
-from nucleus_gvisor.runtime.steps import confine, exec_, prepare, resolve, stage
+from nucleus_gvisor.runtime.steps import confine, resolve, stage
 from nucleus_gvisor.runtime.streams import open_standard_descriptors
 from nucleus_gvisor.runtime.supervisor import threads
+from nucleus_gvisor.runtime.trial import GUEST, STARTED, Trial
+from nucleus_gvisor.runtime.trial import SECONDS as TRIAL_SECONDS
 
 
 class Answer(StrEnum):
@@ -78,6 +77,8 @@ class Feature(StrEnum):
     PROGRAMS = "programs of newer user lands in the guest"
 
 
+KVM_SECONDS = 2.0
+"""What a guest under KVM gets; the check is told apart from a launch, and does not keep who asks waiting."""
 DEFAULT = frozenset((Feature.LAUNCH, Feature.LOCKED, Feature.SEALED))
 """The features that `nucleus-gvisor run` needs without options."""
 PROOFS = frozenset(("runsc", "artifact base", "confinement", "release", "launch"))
@@ -228,7 +229,7 @@ class _Patient:
         self.digests: dict[str, str] = {}
         self.staged: stage.Staged | None = None
         """What is tried: the kept files, where there are any; sealed ones otherwise."""
-        self.trial: _Trial | None = None
+        self.trial: Trial | None = None
         """The child that was asked, and waits to become runsc."""
         self.said = b""
         """What the guest of the trial said, and runsc."""
@@ -247,7 +248,7 @@ class _Patient:
         with suppress(OSError):
             status = os.stat("/dev/kvm")
             device = status.st_rdev, status.st_mode, status.st_uid, status.st_gid
-        return "doctor", way, _GUEST, sorted(self.digests.items()), self.ids, limits, device
+        return "doctor", way, GUEST, sorted(self.digests.items()), self.ids, limits, device
 
     def known(self, way: str) -> tuple[Finding, bytes] | None:
         """What came of it before, when that need not be tried again."""
@@ -814,121 +815,6 @@ def _cgroup_mount(line: str, own: Mapping[str, str]) -> dict[str, Any] | None:
 
 # ---- a trial of the whole ----
 
-_PLACES = ("/srv", "/mnt", "/media", "/run", "/var/tmp", "/tmp")
-"""Directories that the trial's tmpfs may cover, in its own mount namespace; the first that is there."""
-
-
-TRIAL_SECONDS, KVM_SECONDS = 30.0, 2.0
-"""Within which a guest has to have started and ended."""
-STARTED = b"the guest runs"
-ORDINARY = ("ls /", "stat /", "find / -maxdepth 0", "cp /bin/sh /tmp/copy", "python3 -c pass")
-"""What programs of every user land do; those that the host does not have are not tried."""
-_GUEST = f"echo {STARTED.decode()}; cd /; " + "".join(
-    f"if command -v {words.split()[0]} >/dev/null; then"
-    f" {words} >/dev/null 2>/tmp/why || {{ echo; echo 'cannot {words}'; cat /tmp/why; }}; fi; "
-    for words in ORDINARY
-)
-
-
-class _Trial(Launch):
-    """A launch's own child, confined over an existing directory: it is asked, and may become the supervisor of a guest
-    that says a word and tries ordinary programs. Each ends with `end`.
-    """
-
-    def __init__(
-        self,
-        identity: Identity,
-        options: GVisorOciRunOptions,
-        staged: stage.Staged,
-        *,
-        in_place: bool = False,
-    ) -> None:
-        self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        self._reader, self._writer = os.pipe2(os.O_CLOEXEC)
-        stdio = (self._null, self._writer, self._writer)
-        bundle = OciBundle.build(["sh", "-c", _GUEST])
-        super().__init__(secrets.token_hex(16), bundle, options, stdio=stdio, in_place=in_place, die_with_parent=True)
-        self._identity, self._staged = identity, staged
-        self._forked = 0
-        """What was replaced in place by runsc."""
-
-    def run(self, asker: str = "") -> confine.Confined:
-        """What the child showed and answered, to this `asker` alone. Raises what a launch raises in Confine."""
-        where = next((p for p in _PLACES if os.path.isdir(p) and not os.path.islink(p)), None)
-        if where is None:
-            raise FileNotFoundError(errno.ENOENT, f"none of {', '.join(_PLACES)} is there to try it on")
-        assert isinstance(self._bundle, OciBundle) and self._staged is not None
-        self._guest = prepare.look_at_bundle(self._bundle)
-        above, _, name = where.rpartition("/")
-        directory = os.open(where, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            self.place = Place(-1, os.fsencode(above), name, directory=directory)
-            self._plan = self._child_plan(Confinement.MOUNT_LOCKED)
-            self.confined = confine.start(self._plan, self._staged.digests, self.options, fresh=None, asker=asker)
-            return self.confined
-        finally:
-            os.close(directory)
-
-    def launch(self, seconds: float = TRIAL_SECONDS) -> bytes:
-        """What the guest and runsc said, with STARTED at the beginning where it ran.
-
-        Raises what a launch raises in Exec, and TimeoutError for a guest that has not ended in time.
-        """
-        assert self.confined is not None
-        if self._in_place:
-            self._become()
-        else:
-            exec_.in_child(self.confined, *self._command())
-        self._close("_writer")
-        output, end = b"", time.monotonic() + seconds
-        while len(output) < 1 << 16:
-            if not readable(self._reader, end):
-                raise TimeoutError(f"no end of the guest within {seconds:g} s")
-            if not (piece := os.read(self._reader, 1 << 12)):
-                break
-            output += piece
-        return output
-
-    def _become(self) -> None:
-        """Have a fork of this process, which has no other threads, be replaced by runsc."""
-        assert self.confined is not None
-        if (pid := os.fork()) == 0:
-            try:
-                for target, fd in enumerate((self._null, self._writer, self._writer)):
-                    os.dup2(fd, target)
-                command = self._command()
-                exec_.join(self.confined, self._plan)
-                exec_.in_place(self._image_in_place(), *command)
-            except BaseException as error:
-                os.write(1, f"{type(error).__name__}: {error}\n".encode())
-            finally:
-                os._exit(_child.FAILED)
-        self._forked = pid
-        self.confined.child.hang_up()  # the fork has the link too, until it is in the child's namespaces
-
-    def _close(self, name: str) -> None:
-        if (fd := getattr(self, name)) >= 0:
-            setattr(self, name, -1)
-            os.close(fd)
-
-    def end(self) -> None:
-        """End the child, if there is one."""
-        for name in ("_null", "_reader", "_writer"):
-            self._close(name)
-        pid, self._forked = self._forked, 0
-        if pid:
-            with suppress(OSError):  # it was waited for by nobody else: the number is its own
-                pidfd = os.pidfd_open(pid)
-                try:
-                    _linux.kill_with_all_below(pid, pidfd)
-                finally:
-                    os.close(pidfd)
-            with suppress(ChildProcessError):
-                os.waitpid(pid, 0)
-        if self.confined is not None:
-            self.confined.child.end()
-            self.confined = None
-
 
 def _confinement(patient: _Patient) -> Finding:
     """The default confinement, set up and proved around a harmless program."""
@@ -937,7 +823,7 @@ def _confinement(patient: _Patient) -> Finding:
     images = {}
     try:
         images["runsc"] = stage.sealed(resolve.JudgedFile(program, source, resolve.Snapshot.of(source)))
-        trial = _Trial(patient.who(), GVisorOciRunOptions(program=Program.PLAIN), _staged(images))
+        trial = Trial(patient.who(), GVisorOciRunOptions(program=Program.PLAIN), _staged(images))
         try:
             shown_ = dict(trial.run().shown)
         finally:
@@ -998,7 +884,7 @@ def _release(patient: _Patient) -> Finding:
             release = runsc.Release(**{**told, "platforms": tuple(told["platforms"])})
             platform: str | None = runsc.choose_platform(release, Platform.AUTO)
         else:
-            patient.trial = _Trial(patient.who(), GVisorOciRunOptions(platform=Platform.AUTO), _images(patient))
+            patient.trial = Trial(patient.who(), GVisorOciRunOptions(platform=Platform.AUTO), _images(patient))
             confined = patient.trial.run(patient.key)
             assert confined.release is not None
             release, platform = confined.release, confined.platform
@@ -1040,7 +926,7 @@ def _launch(patient: _Patient) -> Finding:
     return finding
 
 
-def _tried_launch(trial: _Trial, seconds: float = TRIAL_SECONDS) -> tuple[Finding, bytes]:
+def _tried_launch(trial: Trial, seconds: float = TRIAL_SECONDS) -> tuple[Finding, bytes]:
     """What came of a guest, and what it said; the trial has ended, and what it held open is closed."""
     begun = time.monotonic()
     said = b""
@@ -1155,7 +1041,7 @@ def _other_launch(patient: _Patient, options: GVisorOciRunOptions, seconds: floa
     try:
         if in_place and threads() > 1:
             return _unknown("not tried: this process has several threads, and can be replaced by nothing")
-        trial = _Trial(patient.who(), options, _images(patient), in_place=in_place)
+        trial = Trial(patient.who(), options, _images(patient), in_place=in_place)
         trial.run(patient.key)
         return _tried_launch(trial, seconds)[0]
     except LaunchError as error:

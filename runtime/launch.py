@@ -51,6 +51,7 @@ from nucleus_gvisor.runtime.options import (
     Enforcement,
     GVisorOciRunOptions,
     NetworkMode,
+    Platform,
     StageMethod,
     Writable,
     judge_id,
@@ -600,7 +601,7 @@ class Launch:
     def _look_confine(self, confinement: Confinement | None) -> None:
         if confinement is not None:
             confine.refuse_incompatible(self.options)
-        assert self._staged is not None
+        assert self._staged is not None and self._identity is not None
         if self.confined is not None:  # a look whose action was refused, and is not the one that was asked for
             self.confined.child.end()
             self.confined = None
@@ -623,6 +624,11 @@ class Launch:
                 self._image.judge_runsc(self.confined.release.version, self._staged.digests["runsc"])
         if self._seccomp and self.confined.release is not None:
             self._judge_seccomp(self.confined.release)
+        if self.confined.platform == Platform.KVM and confinement is Confinement.MOUNT_LOCKED:
+            # A trial is a launch, and comes after it.
+            from nucleus_gvisor.runtime.trial import see_that_kvm_answers
+
+            see_that_kvm_answers(self._staged, self._identity, caller)
 
     @property
     def _seccomp(self) -> bool:

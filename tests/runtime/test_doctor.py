@@ -15,7 +15,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from nucleus_gvisor.runtime import GVisorOciRunOptions, _linux, doctor
+from nucleus_gvisor.runtime import GVisorOciRunOptions, _linux, doctor, trial
 from nucleus_gvisor.runtime.launch import LIMITS
 from nucleus_gvisor.runtime.steps.stage import forget
 from tests.e2e.launching import digest
@@ -250,7 +250,7 @@ def test_an_attempt_that_is_killed(base: Path, monkeypatch: pytest.MonkeyPatch) 
 )
 def test_a_guest_that_does_not_start(base: Path, monkeypatch: pytest.MonkeyPatch, said: bytes, answer: str) -> None:
     """No promise then, whatever all else says; the programs are not told of, nor other ways tried."""
-    monkeypatch.setattr(doctor._Trial, "launch", lambda *_: said)
+    monkeypatch.setattr(trial.Trial, "launch", lambda *_: said)
     report = doctor.examine(base=base)
     assert report.blockers == ("launch",)
     assert answer in report["launch"].cause
@@ -259,7 +259,7 @@ def test_a_guest_that_does_not_start(base: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_guest_that_does_not_end(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is given up and ended; nobody can promise a launch then."""
-    monkeypatch.setattr(doctor, "_GUEST", "sleep 1000")
+    monkeypatch.setattr(trial, "GUEST", "sleep 1000")
     real = doctor._tried_launch
     monkeypatch.setattr(doctor, "_tried_launch", lambda trial, _=0: real(trial, 1))
     report = doctor.examine(base=base)
@@ -518,7 +518,7 @@ def test_a_seccomp_filter_is_named(modes: dict[str, Mode], number: int, name: st
 
 def test_no_place_for_the_trial(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A host without any of the usual directories: not found out, and so no promise."""
-    monkeypatch.setattr(doctor, "_PLACES", ("/nowhere",))
+    monkeypatch.setattr(trial, "PLACES", ("/nowhere",))
     report = doctor.examine(base=base)
     assert not report.launch
     assert "none of /nowhere is there" in report["confinement"].found
@@ -584,7 +584,7 @@ def test_a_check_that_breaks_is_unknown(base: Path, monkeypatch: pytest.MonkeyPa
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("odd host")
 
-    monkeypatch.setattr(doctor._Trial, "run", broken)
+    monkeypatch.setattr(trial.Trial, "run", broken)
     report = doctor.examine(base=base)
     assert report["confinement"].ok is doctor.Answer.UNKNOWN
     assert "ZeroDivisionError: odd host" in report["confinement"].found
