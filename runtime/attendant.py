@@ -128,6 +128,7 @@ class Attendant:
         """While this is open, the kernel kills the supervisor when the attendant ends, however it does."""
         self._spares: list[Descriptor] = []
         """Keep numbers free for these two, which come when the sandbox runs already."""
+        self._killed = False
         try:
             for _ in range(2):
                 self._spares.append(Descriptor(Kept(os.dup(self._ours.fileno()))))
@@ -259,6 +260,10 @@ class Attendant:
             raise RunscFailed(f"runsc {name} failed", output)
         return output
 
+    def was_killed(self) -> bool:
+        """Did somebody kill it before it was to end, and so the sandbox; known once it is dismissed."""
+        return self._killed
+
     def hang_up(self) -> None:
         """Have it end the sandbox and its commands, and then itself; also where a fork of this process has the link."""
         with suppress(OSError):  # it has ended
@@ -290,8 +295,8 @@ class Attendant:
                     with suppress(ProcessLookupError, ChildProcessError):  # somebody has reaped it
                         if not in_time:
                             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                        if pidfd >= 0:
-                            os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+                        if pidfd >= 0 and (end := os.waitid(os.P_PIDFD, pidfd, os.WEXITED)) is not None:
+                            self._killed = in_time and end.si_code != os.CLD_EXITED
             self._pidfd.close()
         if self._tie is not None:
             self._tie.close()

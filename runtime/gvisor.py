@@ -244,7 +244,9 @@ class SandboxProcess:
         if self.returncode == said.FAILED and self._failure is None:
             self._failure = self._said.failure(self._words)
         self._said.close()
-        self.held.met()  # the cgroups know, and go now
+        met = self.held.met()  # the cgroups know, and go now
+        if met is None and self.returncode == -signals.SIGKILL and self._failure is None and self.held.unwatched():
+            self._failure = SandboxGone("who watched its limits was killed, and so the sandbox was ended")
         self.end_orphans(living=False)  # the attendant may have something to do still
         self.problems = tuple(self._place.remove())
         self._place.close()
@@ -473,7 +475,7 @@ class GVisorRuntime:
             launch.hand_over()
             process = handle
             if own is not None:
-                process.held.told = own.last_word
+                process.held.told, process.held.unwatched = own.last_word, own.was_killed
                 with suppress(SandboxGone):  # the guest may have ended already
                     own.meet()
                     own.watch(process.held)

@@ -220,6 +220,8 @@ class Held:
     """Limit -> its cgroup."""
     told: Callable[[], str | None] | None = None
     """Asks the attendant which limit it has ended the sandbox for."""
+    unwatched: Callable[[], bool] = lambda: False
+    """Was the attendant killed, and the sandbox with it, whatever it watched."""
     _met: str | None = None
 
     def hold(self, pid: int, directory: int, platform: str) -> dict[str, str]:

@@ -935,6 +935,9 @@ class Sandbox:
             command.ended(time.monotonic() + PATIENCE)
         except SandboxGone as error:
             raise self._gone(str(error)) from None
+        if command.returncode is not None and command.returncode < 0:
+            self._see_that_it_lives()
+            raise RunscFailed("runsc's client was killed before it could start the command")
         output = command.refusal
         for fd in pipes.ours[1:]:
             if fd >= 0:
@@ -1417,6 +1420,8 @@ class GuestProcess(Generic[AnyStr]):
         """Copies what gVisor cannot be given as it is: regular files."""
         self.returncode: int | None = None
         """Its exit code (128 + signal when a signal ended it); None while it runs."""
+        self._lost: RunscFailed | SandboxGone | None = None
+        """Why nobody will know how it ended."""
         self.alone = True
         sandbox._commands[id(self)] = self  # before one looks: of two that start at once, one sees the other at least
         for process in sandbox._running():
@@ -1477,11 +1482,25 @@ class GuestProcess(Generic[AnyStr]):
             code = self.command.returncode
             assert code is not None
             if code < 0:
-                raise self._sandbox._gone("the command of runsc's was killed")
+                self._lose()
             if code == RUNSC_FAILED:
                 self._sandbox._see_that_it_lives()
             self.returncode = code
         return self.returncode
+
+    def _lose(self) -> NoReturn:
+        """Somebody killed runsc's client of the command, which runs on in the guest: end it too, and say so.
+
+        Whom it started, and whom a command that came since, nobody can tell apart any more.
+        """
+        if self._lost is None:
+            self._sandbox._see_that_it_lives()
+            self._sandbox._end_tree(self.command, lambda: False)
+            if self._sandbox.closed:
+                self._lost = self._sandbox._gone("the sandbox was ended: runsc's client of a command was killed")
+            else:
+                self._lost = RunscFailed("runsc's client of the command was killed, and so the command was ended")
+        raise self._lost
 
     def _command_ended(self) -> bool:
         try:
@@ -1557,6 +1576,10 @@ class GuestProcess(Generic[AnyStr]):
                     self._ended(None)
         except SandboxGone:
             self.returncode = 128 + signals.SIGKILL  # with all that there was
+        except RunscFailed:
+            if self._lost is None:
+                raise
+            self.returncode = 128 + signals.SIGKILL
 
     def __enter__(self) -> Self:
         return self

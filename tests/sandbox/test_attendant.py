@@ -71,7 +71,7 @@ def test_a_command_of_runscs_that_is_killed(box: Sandbox) -> None:
     with box.popen(["sleep", "600"]) as process:
         os.kill(client(), signal.SIGKILL)
         for _ in range(2):
-            with pytest.raises(SandboxGone, match="was killed"):
+            with pytest.raises(RunscFailed, match="was killed"):
                 process.wait()
         process.kill()
         assert process.returncode == 128 + signal.SIGKILL

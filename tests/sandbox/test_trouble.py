@@ -184,12 +184,85 @@ def test_asynchronous_commands_that_do_not_start(new_options: Options, monkeypat
 # ---- a command that runs ----
 
 
-def test_a_client_that_is_killed(box: Sandbox) -> None:
-    """The code of the command is lost with it, and nobody makes one up."""
-    process = box.popen(["sleep", "60"])
+def guests(box: Sandbox) -> list[str]:
+    """What runs in the guest beside its init."""
+    return [process.command for process in box.ps() if process.pid != 1]
+
+
+@pytest.mark.parametrize("how", ["wait", "poll", "communicate", "kill", "send_signal"])
+def test_a_client_that_is_killed(box: Sandbox, how: str) -> None:
+    """The code of the command is lost with it, and nobody makes one up: the command ends, and the sandbox lives."""
+    process = box.popen(["sh", "-c", "sleep 60 & sleep 60"])
+    while len(guests(box)) < 3:
+        pass
     os.kill(client(), signal.SIGKILL)
-    with pytest.raises(SandboxGone, match="was killed"):
+    assert readable(process.command.channel, time.monotonic() + 30)
+    calls: dict[str, Callable[[], object]] = {
+        "wait": lambda: process.wait(timeout=30),
+        "poll": process.poll,
+        "communicate": process.communicate,
+        "kill": process.kill,
+        "send_signal": process.terminate,
+    }
+    if how == "kill":
+        process.kill()
+    else:
+        # Whoever asks, and however often, until it is killed, as `communicate` does.
+        for call in (calls[how], *(() if how == "communicate" else (process.wait,))):
+            with pytest.raises(RunscFailed, match="client of the command was killed"):
+                call()
+        process.kill()
+    assert guests(box) == [] and process.wait() == 137
+    assert box.exec("echo", "alive").stdout == "alive\n"
+
+
+def test_a_client_of_a_command_with_a_daemon_is_killed(box: Sandbox) -> None:
+    """Whose the daemon is, nobody can tell any more: the sandbox ends, and that is true when it is said."""
+    process = box.popen(["sh", "-c", "(setsid sleep 60 </dev/null >/dev/null 2>&1 &); exec sleep 61"])
+    while sum("sleep" in name for name in guests(box)) < 2:
+        pass
+    os.kill(client(), signal.SIGKILL)
+    with pytest.raises(SandboxGone, match="client of a command was killed"):
         process.wait(timeout=30)
+    assert box.closed
+    process.kill()
+    assert process.wait() == 137
+
+
+def test_the_client_of_an_exec_is_killed(box: Sandbox) -> None:
+    """The call ends with an error, and nothing of it runs on."""
+
+    def kill() -> None:
+        while not any("sleep" in name for name in guests(box)):
+            pass
+        for pid in launching.descendants(os.getpid()):
+            if b"\0--internal-pid-file\0" in Path(f"/proc/{pid}/cmdline").read_bytes():  # one waits for the next
+                os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(RunscFailed, match="client of the command was killed"):
+        box.exec("sleep", "60")
+    killer.join()
+    assert guests(box) == [] and box.exec("true").returncode == 0
+
+
+def test_who_watches_a_limit_is_killed(new_options: Options) -> None:
+    """The sandbox of a `run` ends with it, and that is no end of the guest's own."""
+
+    def kill() -> None:
+        while not (
+            found := [p for p, w in launching.descendants(os.getpid()).items() if w.startswith("ngv-attendant")]
+        ):
+            pass
+        time.sleep(0.5)
+        os.kill(found[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(SandboxGone, match="who watched its limits was killed"):
+        run(["sleep", "60"], lifetime=50, **new_options)
+    killer.join()
 
 
 def test_a_client_that_hangs(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
