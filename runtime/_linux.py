@@ -503,8 +503,10 @@ class _Held(list[int]):
         self.close()
 
 
-def kill_with_all_below(pid: int, pidfd: int) -> None:
+def kill_with_all_below(pid: int, pidfd: int, *, patience: float = 0.0) -> None:
     """SIGKILL to the process `pid`, which `pidfd` is of, and to those below it; OSError when it has gone.
+
+    With `patience` those below have ended when it returns, if they do within so many seconds; they are not reaped.
 
     runsc has the kernel kill its gofer when it dies itself, and loses that when the gofer executes itself anew from a
     thread that has not asked for it (prctl(2), PR_SET_PDEATHSIG). Then the gofer ends when it notices, if it is not
@@ -522,6 +524,15 @@ def kill_with_all_below(pid: int, pidfd: int) -> None:
                     _signal.pidfd_send_signal(fd, _signal.SIGKILL)
                 except OSError:
                     pass  # it has ended
+            if patience:
+                import select
+                import time
+
+                end = time.monotonic() + patience
+                for fd in below:
+                    poll = select.poll()
+                    poll.register(fd, select.POLLIN)
+                    poll.poll(max(0.0, end - time.monotonic()) * 1000)
         finally:
             below.close()
 

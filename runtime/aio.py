@@ -19,6 +19,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import IO, Any, Literal, Self, TypeVar, Unpack, overload
 
 from nucleus_gvisor.runtime.accounts import User
@@ -556,25 +557,29 @@ class AsyncSandbox:
         """As `Sandbox._start`."""
         _see_asyncio()
         box = self._box
-        if not await _resumed(box, deadline):
-            return None
-        held: list[Command] = []
-        with box._starting() as starting:
-            try:
-                words = box._send(held, args, pipes, env, cwd, user)
-                (command,) = held
-                in_time = await _ready(command.channel, select.POLLIN, deadline)
-                in_time = in_time or await _ready(command.channel, select.POLLIN, time.monotonic() + PATIENCE)
-                if in_time:
-                    command.begun(pipes.to_come, pipes.take)
-                if command.pid is not None:
-                    process = GuestProcess[Any](box, words, command.pid, command)
-                    if deadline is None or time.monotonic() < deadline:
-                        return process
-            except BaseException:
-                starting.close()
-                await _finish(lambda: box._unsend(held, pipes))
-                raise
+        while True:
+            if not await _resumed(box, deadline):
+                return None
+            held: list[Command] = []
+            with box._starting() as starting:
+                if box._gate is not None and not box.closed:
+                    continue
+                try:
+                    words = box._send(held, args, pipes, env, cwd, user)
+                    (command,) = held
+                    in_time = await _ready(command.channel, select.POLLIN, deadline)
+                    in_time = in_time or await _ready(command.channel, select.POLLIN, time.monotonic() + PATIENCE)
+                    if in_time:
+                        command.begun(pipes.to_come, pipes.take)
+                    if command.pid is not None:
+                        process = GuestProcess[Any](box, words, command.pid, command)
+                        if deadline is None or time.monotonic() < deadline:
+                            return process
+                except BaseException:
+                    starting.close()
+                    await _finish(partial(box._unsend, held, pipes))
+                    raise
+            break
         if command.pid is not None:
             await _finish(process.kill)
             return None

@@ -7,7 +7,6 @@ import array
 import errno
 import marshal
 import os
-import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -292,9 +291,10 @@ class Attendant:
                 try:
                     in_time = in_time or self._ends(pidfd)
                 finally:
-                    with suppress(ProcessLookupError, ChildProcessError):  # somebody has reaped it
-                        if not in_time:
-                            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                    if not in_time:
+                        with suppress(OSError):  # it has gone, or there is no room to look below it: they end with it
+                            linux.kill_with_all_below(self._pid, pidfd, patience=PATIENCE)
+                    with suppress(ChildProcessError):  # somebody has reaped it
                         if pidfd >= 0 and (end := os.waitid(os.P_PIDFD, pidfd, os.WEXITED)) is not None:
                             self._killed = in_time and end.si_code != os.CLD_EXITED
             self._pidfd.close()

@@ -108,6 +108,8 @@ TREE_PATIENCE = 10.0
 """Seconds after which a command that cannot be ended is ended with its whole sandbox."""
 OURS = 0x7FFF_6E67
 """The user that reads /proc in the guest: no command's, so that none can signal what does, or pass for it."""
+QUIET, GLANCE = 2.0, 0.002
+"""Seconds for the commands that are being started to have started, and between two looks."""
 TICK = 0.01
 """Seconds of a clock tick, in which /proc has start times (gVisor's CLK_TCK)."""
 CLOCKS_DIFFER = 0.1
@@ -850,25 +852,32 @@ class Sandbox:
         deadline: float | None,
     ) -> "GuestProcess[Any] | None":
         """The command, once it runs in the guest; None when `deadline` came first, and then it does not run."""
-        if not self._await_resumed(deadline):
-            return None
-        held: list[Command] = []
-        with self._starting() as starting:
-            try:
-                words = self._send(held, args, pipes, env, cwd, user)
-                (command,) = held
-                # A client that was told to start a process and is not heard of is not waited for without end.
-                in_time = readable(command.channel, deadline) or readable(command.channel, time.monotonic() + PATIENCE)
-                if in_time:
-                    command.begun(pipes.to_come, pipes.take)
-                if command.pid is not None:
-                    started = GuestProcess[Any](self, words, command.pid, command)
-                    if deadline is None or time.monotonic() < deadline:
-                        return started
-            except BaseException:
-                starting.close()
-                self._unsend(held, pipes)
-                raise
+        while True:
+            if not self._await_resumed(deadline):
+                return None
+            held: list[Command] = []
+            with self._starting() as starting:
+                if (
+                    self._gate is not None and not self.closed
+                ):  # closed since; and who has closed it sees now that this one starts, or not
+                    continue
+                try:
+                    words = self._send(held, args, pipes, env, cwd, user)
+                    (command,) = held
+                    # A client that was told to start a process and is not heard of is not waited for without end.
+                    in_time = readable(command.channel, deadline)
+                    in_time = in_time or readable(command.channel, time.monotonic() + PATIENCE)
+                    if in_time:
+                        command.begun(pipes.to_come, pipes.take)
+                    if command.pid is not None:
+                        started = GuestProcess[Any](self, words, command.pid, command)
+                        if deadline is None or time.monotonic() < deadline:
+                            return started
+                except BaseException:
+                    starting.close()
+                    self._unsend(held, pipes)
+                    raise
+            break
         if command.pid is not None:
             started.kill()
             return None
@@ -1134,9 +1143,9 @@ class Sandbox:
 
     def pause(self) -> None:
         """Stop every process of the guest where it is. Commands started meanwhile wait until it goes on, or ends."""
-        if self._gate is None:
-            self._gate = Descriptor(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        self._close_gate()
         try:
+            self._await_starts()
             self._ask("pause")
             self._paused = True
         finally:
@@ -1148,6 +1157,20 @@ class Sandbox:
         self._ask("resume")
         self._paused = False
         self._open_gate()
+
+    def _close_gate(self) -> bool:
+        """Have commands wait that are to be started; False where they do already."""
+        if self._gate is not None:
+            return False
+        self._gate = Descriptor(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        return True
+
+    def _await_starts(self) -> bool:
+        """Wait a moment, with the gate closed, for the commands that are being started; are there none any more."""
+        end = time.monotonic() + QUIET
+        while self._starts and time.monotonic() < end:
+            time.sleep(GLANCE)
+        return not self._starts
 
     def _open_gate(self) -> None:
         gate, self._gate = self._gate, None
@@ -1198,7 +1221,16 @@ class Sandbox:
         if release is None or not release.has("leave-running"):
             why = f"runsc checkpoint: no image of this release can be restored: {release and release.text}"
             raise RunscFailed(why, hint="install a release of 2024 or later")
-        if self._running():
+        closed = self._close_gate()
+        try:
+            self._checkpoint(directory, leave_running=leave_running)
+        finally:
+            if closed and not self._paused:
+                self._open_gate()
+
+    def _checkpoint(self, directory: HostPath, *, leave_running: bool) -> None:
+        """The same, with the gate closed: no command starts until it is done."""
+        if not self._await_starts() or self._running():
             raise RunscFailed(
                 "runsc checkpoint: a command runs, and its streams cannot be kept", hint="wait for it, or end it"
             )

@@ -3,9 +3,12 @@
 import asyncio
 import os
 import re
+import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,6 +35,7 @@ from nucleus_gvisor.runtime import (
     guest,
     image,
 )
+from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.identity import Identity
 from nucleus_gvisor.runtime.paths import file_id, judge_directory
 from tests.e2e import launching
@@ -186,6 +190,64 @@ def test_asynchronous(new_options: Options, base: Path) -> None:
 
 
 # ---- what is refused ----
+
+
+def test_a_command_that_is_being_started(new_options: Options, base: Path) -> None:
+    """Its streams would be in the image, before anybody counts it among those that run: the checkpoint is refused."""
+    with Sandbox(**new_options) as box:
+        box.exec("true")
+        while not (waiting := linux.children(box._attendant._pid)):
+            pass
+        for client in waiting:
+            os.kill(client, signal.SIGSTOP)
+        codes: list[int] = []
+        thread = threading.Thread(target=lambda: codes.append(box.exec("true").returncode))
+        thread.start()
+        while not box._starts:
+            pass
+        with pytest.raises(RunscFailed, match="a command runs"):
+            box.checkpoint(base / "image", leave_running=True)
+        for client in waiting:
+            os.kill(client, signal.SIGCONT)
+        thread.join(60)
+        assert codes == [0] and not (base / "image").exists()
+        box.checkpoint(base / "image", leave_running=True)
+    with Sandbox.restore(base / "image", **new_options) as again:
+        assert again.exec("echo", "restored").stdout == "restored\n"
+
+
+def test_a_command_that_comes_while_an_image_is_written(
+    new_options: Options, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits until that is done, and is not in the image; on a loop too."""
+
+    async def body() -> None:
+        async with AsyncSandbox(**new_options) as box:
+            inner, ask, said = box._box, box._box._ask_exactly, list[str]()
+            thread = threading.Thread(target=lambda: said.append(inner.exec("echo", "thread").stdout))
+            loop = asyncio.get_running_loop()
+
+            def slowly(name: str, *rest: Any) -> bytes:
+                if name != "checkpoint":
+                    return ask(name, *rest)
+                asked = asyncio.run_coroutine_threadsafe(box.exec("echo", "loop"), loop)
+                thread.start()
+                gate = inner._gate
+                while gate is None or not gate._users:
+                    time.sleep(0.01)
+                answer = ask(name, *rest)
+                assert said == [] and not asked.done()
+                return answer
+
+            monkeypatch.setattr(inner, "_ask_exactly", slowly)
+            await box.checkpoint(base / "image", leave_running=True)
+            while not said:
+                await asyncio.sleep(0.01)
+            assert said == ["thread\n"] and (await box.exec("echo", "on")).stdout == "on\n"
+
+    asyncio.run(body())
+    with Sandbox.restore(base / "image", **new_options) as again:
+        assert [process.pid for process in again.ps()] == [1]
 
 
 def test_directories_that_are_refused(new_options: Options, base: Path) -> None:
