@@ -124,7 +124,7 @@ def living(runsc: Path, count: int) -> Iterator[list[Sandbox]]:
         boxes = list(pool.map(lambda _: Sandbox(runsc=runsc), range(count)))
         for box in boxes:
             stack.callback(box.close)
-        list(pool.map(lambda box: box.exec("true"), boxes))
+        list(pool.map(lambda box: (box.exec("true"), box.files.stat("/")), boxes))
         time.sleep(1)  # until what is started ahead of the next command waits
         yield boxes
 

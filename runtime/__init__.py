@@ -77,6 +77,7 @@ from nucleus_gvisor.runtime.errors import (
     TimeoutExpired,
     TooManyProcesses,
 )
+from nucleus_gvisor.runtime.files import FileKind, Files, FileStat
 from nucleus_gvisor.runtime.gvisor import GVisorRuntime, RunscPath, SandboxProcess
 from nucleus_gvisor.runtime.limits import Limits
 from nucleus_gvisor.runtime.options import (
@@ -97,9 +98,10 @@ from nucleus_gvisor.runtime.secret_files import Credential, SecretSource
 from nucleus_gvisor.runtime.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from nucleus_gvisor.runtime.aio import AsyncGuestProcess, AsyncSandbox, arun
+    from nucleus_gvisor.runtime.aio import AsyncFiles, AsyncGuestProcess, AsyncSandbox, arun
 
 __all__ = [
+    "AsyncFiles",
     "AsyncGuestProcess",
     "AsyncSandbox",
     "Audit",
@@ -122,6 +124,9 @@ __all__ = [
     "Enforcement",
     "Error",
     "ExecFailed",
+    "FileKind",
+    "FileStat",
+    "Files",
     "GVisorOciRunOptions",
     "GVisorRuntime",
     "GuardRefused",
@@ -189,7 +194,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # asyncio takes longer to import than all else here: only whoever wants it pays for it.
-    if name in ("AsyncGuestProcess", "AsyncSandbox", "arun"):
+    if name in ("AsyncFiles", "AsyncGuestProcess", "AsyncSandbox", "arun"):
         from nucleus_gvisor.runtime import aio
 
         return getattr(aio, name)

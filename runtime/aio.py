@@ -15,12 +15,12 @@ import select
 import signal as signals
 import sys
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import IO, Any, Literal, Self, TypeVar, Unpack, overload
+from typing import IO, Any, Literal, Self, Unpack, overload
 
 from nucleus_gvisor.runtime.accounts import User
 from nucleus_gvisor.runtime.attendant import PATIENCE, Command
@@ -38,6 +38,31 @@ from nucleus_gvisor.runtime.capture import (
     readable,
 )
 from nucleus_gvisor.runtime.errors import NoEventLoop, OutputLimit, SandboxGone, TimeoutExpired
+from nucleus_gvisor.runtime.files import (
+    MAX_FILE,
+    Agent,
+    Ask,
+    Conversation,
+    FileStat,
+    Lost,
+    Names,
+    Result,
+    Steps,
+    Walk,
+    changing_mode,
+    globbing,
+    listing,
+    making,
+    making_parents,
+    moving,
+    paging,
+    reading,
+    receiving,
+    removing,
+    sending,
+    status,
+    writing,
+)
 from nucleus_gvisor.runtime.request import (
     Environment,
     SandboxOptions,
@@ -50,7 +75,6 @@ from nucleus_gvisor.runtime.request import (
     words_of,
 )
 from nucleus_gvisor.runtime.sandbox import (
-    MAX_FILE,
     Completed,
     CompletedRun,
     ExecOptions,
@@ -61,11 +85,8 @@ from nucleus_gvisor.runtime.sandbox import (
     Sandbox,
     ended,
     launched,
-    parents_of,
 )
 from nucleus_gvisor.runtime.trees import LONGEST, Copying, to_get, to_put
-
-Result = TypeVar("Result")
 
 MAX_LINE = 1 << 20
 """Bytes of a longer line are given as lines of their own."""
@@ -590,12 +611,20 @@ class AsyncSandbox:
 
     # ---- files ----
 
+    @property
+    def files(self) -> "AsyncFiles":
+        """What is in the guest's directories, and what can be done with it."""
+        return AsyncFiles(self)
+
     async def read_file(
         self, path: str, *, max_bytes: int = MAX_FILE, timeout: float | None = None, special: bool = False
     ) -> bytes:
         """The bytes of a file in the guest; see `Sandbox.read_file`."""
-        copying = Copying("R" if special else "r", Pipes.redirected(None, None, PIPE, DEVNULL, False))
-        return (await self._copy("read_file", path, copying, timeout, max_bytes)).stdout
+        deadline = deadline_of(timeout)
+        if not special:
+            return await self._do("read_file", reading(directory(path, "path"), max_bytes), timeout, deadline)
+        copying = Copying("R", Pipes.redirected(None, None, PIPE, DEVNULL, False))
+        return (await self._copy("read_file", path, copying, timeout, deadline, max_bytes)).stdout
 
     async def write_file(
         self,
@@ -608,19 +637,25 @@ class AsyncSandbox:
         special: bool = False,
     ) -> None:
         """Make or overwrite a file in the guest; see `Sandbox.write_file`."""
-        deadline = deadline_of(timeout)
-        if parents and (above := parents_of(directory(path, "path"))):
-            await self._own("write_file", path, ["d", *above], timeout, deadline)
-        await self._copy("write_file", path, Copying("W" if special else "w", Pipes(data)), timeout, deadline=deadline)
+        deadline, where = deadline_of(timeout), directory(path, "path")
+        if not special:
+            return await self._do("write_file", writing(where, data, mode, parents), timeout, deadline)
+        if parents:
+            await self._do("write_file", making_parents(where), timeout, deadline)
+        await self._copy("write_file", path, Copying("W", Pipes(data)), timeout, deadline)
         if mode is not None:
-            await self._own("write_file", path, ["m", str(mode), directory(path, "path")], timeout, deadline)
+            await self._do("write_file", changing_mode(where, mode), timeout, deadline)
 
     async def put(
         self, source: HostPath, path: str, *, timeout: float | None = None, special: bool = False
     ) -> tuple[str, ...]:
         """Copy the file or the directory `source` of the host to `path` in the guest; see `Sandbox.put`."""
+        deadline = deadline_of(timeout)
         with to_put(source, special) as copying:
-            await self._copy("put", path, copying, timeout, LONGEST)
+            if copying.pieces is not None:
+                await self._do("put", sending(directory(path, "path"), copying.pieces), timeout, deadline)
+            else:
+                await self._copy("put", path, copying, timeout, deadline, LONGEST)
         return tuple(copying.left_out)
 
     async def get(
@@ -633,19 +668,21 @@ class AsyncSandbox:
         special: bool = False,
     ) -> tuple[str, ...]:
         """Copy the file or the directory `path` of the guest to `target` on the host; see `Sandbox.get`."""
-        with to_get(target, max_bytes, special) as copying:
-            await self._copy("get", path, copying, timeout, max_bytes)
+        deadline = deadline_of(timeout)
+        with to_get(target, max_bytes, special) as (copying, file):
+            try:
+                if not special:
+                    await self._do("get", receiving(directory(path, "path"), file, max_bytes), timeout, deadline)
+            except IsADirectoryError:
+                special = True
+            if special:
+                await self._copy("get", path, copying, timeout, deadline, max_bytes)
         return tuple(copying.left_out)
 
     async def _copy(
-        self,
-        name: str,
-        path: str,
-        copying: Copying,
-        timeout: float | None,
-        limit: int = 0,
-        deadline: float | None = None,
+        self, name: str, path: str, copying: Copying, timeout: float | None, deadline: float | None, limit: int = 0
     ) -> Completed[bytes]:
+        """As `Sandbox._copy`."""
         try:
             where = directory(path, "path")
             done: Completed[bytes] = await self._execute(
@@ -663,12 +700,56 @@ class AsyncSandbox:
         Sandbox._copied(done.returncode, copying.place(where, done.stdout), copying.word.isupper())
         return done
 
-    async def _own(self, name: str, path: str, words: list[str], timeout: float | None, deadline: float | None) -> None:
-        pipes, argv = Pipes(), [self._box._program, *words]
-        done: Completed[bytes] = await self._execute(
-            argv, pipes, timeout=timeout, check=False, text=False, said=(name, path), deadline=deadline
-        )
-        Sandbox._copied(done.returncode, path)
+    async def _do(self, name: str, steps: Steps[Result], timeout: float | None, deadline: float | None) -> Result:
+        """As `Sandbox._do`."""
+        try:
+            ask = next(steps)
+            while True:
+                try:
+                    answer = await self._ask_agent((name, ask.path), ask, timeout, deadline)
+                except OSError as error:
+                    ask = steps.throw(error)
+                else:
+                    ask = steps.send(answer)
+        except StopIteration as stop:
+            result: Result = stop.value
+            return result
+
+    async def _ask_agent(self, said: tuple[str, str], ask: Ask, timeout: float | None, deadline: float | None) -> bytes:
+        """As `Sandbox._ask_agent`."""
+        _see_asyncio()
+        box = self._box
+        in_time = await _resumed(box, deadline)
+        agent = box._idle_agent()
+        was_idle = agent is not None
+        try:
+            if agent is None and in_time:
+                agent = await self._new_agent(deadline)
+            if agent is None or not in_time:
+                raise TimeoutExpired(list(said), timeout or 0)
+            talk = Conversation(agent, ask, said)
+            while (awaited := talk.step()) is not None:
+                if not await _ready(*awaited, deadline):
+                    raise TimeoutExpired(list(said), timeout or 0)
+        except BaseException as error:
+            if agent is not None:
+                unheard = agent
+                await _finish(lambda: box._end_agent(unheard))
+            if not isinstance(error, Lost):
+                raise
+            if not (was_idle and talk.can_repeat):
+                raise await _call(lambda: box._lost(said)) from None
+            return await self._ask_agent(said, ask, timeout, deadline)
+        return box._answered(agent, talk, ask)
+
+    async def _new_agent(self, deadline: float | None) -> Agent | None:
+        """As `Sandbox._new_agent`."""
+        pipes = Pipes.redirected(None, PIPE, PIPE, DEVNULL, False)
+        try:
+            process = await self._begin([self._box._program, "a"], pipes, None, None, None, deadline)
+            return None if process is None else self._box._met(process, pipes)
+        finally:
+            pipes.close()
 
     # ---- the sandbox as a whole ----
 
@@ -724,6 +805,90 @@ class AsyncSandbox:
 
     def __repr__(self) -> str:
         return f"<AsyncSandbox {self._made!r}>"
+
+
+class AsyncFiles:
+    """`Files` on asyncio: `AsyncSandbox.files`. The methods do, return and raise what those of `Files` do."""
+
+    def __init__(self, box: AsyncSandbox) -> None:
+        self._box = box
+
+    async def read(self, path: str, *, max_bytes: int = MAX_FILE, timeout: float | None = None) -> bytes:
+        """The bytes of a regular file."""
+        return await self._box.read_file(self._at(path), max_bytes=max_bytes, timeout=timeout)
+
+    async def read_text(
+        self,
+        path: str,
+        *,
+        encoding: str = "utf-8",
+        errors: str = "strict",
+        max_bytes: int = MAX_FILE,
+        timeout: float | None = None,
+    ) -> str:
+        """The text of a regular file."""
+        return (await self.read(path, max_bytes=max_bytes, timeout=timeout)).decode(encoding, errors)
+
+    async def write(
+        self, path: str, data: Data, *, mode: int | None = None, parents: bool = False, timeout: float | None = None
+    ) -> None:
+        """Make or overwrite a regular file."""
+        await self._box.write_file(self._at(path), data, mode=mode, parents=parents, timeout=timeout)
+
+    async def stat(self, path: str, *, follow_symlinks: bool = True, timeout: float | None = None) -> FileStat:
+        """What the guest says of a file, or of what a link leads to."""
+        return await self._do("stat", status(self._at(path), follow_symlinks), timeout)
+
+    async def list(self, path: str = ".", *, timeout: float | None = None) -> tuple[FileStat, ...]:
+        """A directory's entries, sorted by name."""
+        return await self._do("list", listing(self._at(path)), timeout)
+
+    async def mkdir(
+        self,
+        path: str,
+        mode: int = 0o777,
+        *,
+        parents: bool = False,
+        exist_ok: bool = False,
+        timeout: float | None = None,
+    ) -> None:
+        """Make a directory."""
+        await self._do("mkdir", making(self._at(path), mode, parents, exist_ok), timeout)
+
+    async def remove(
+        self, path: str, *, recursive: bool = False, missing_ok: bool = False, timeout: float | None = None
+    ) -> None:
+        """Remove a file, a link or an empty directory; with `recursive` a directory with all that is in it."""
+        await self._do("remove", removing(self._at(path), recursive, missing_ok), timeout)
+
+    async def move(self, source: str, target: str, *, timeout: float | None = None) -> None:
+        """Rename a file or a directory."""
+        await self._do("move", moving(self._at(source), self._at(target)), timeout)
+
+    async def glob(self, pattern: str, *, timeout: float | None = None) -> tuple[str, ...]:
+        """The absolute paths that match, sorted."""
+        return await self._do("glob", globbing(self._at("."), pattern), timeout)
+
+    async def walk(self, path: str = ".", *, timeout: float | None = None) -> AsyncIterator[tuple[str, Names, Names]]:
+        """A directory's path, its directories and its other files, and the same for each directory below."""
+        walk = Walk(self._at(path))
+        while (where := walk.next()) is not None:
+            try:
+                page = await self._do("walk", paging(where), timeout)
+            except OSError:
+                walk.failed(where)
+            else:
+                yield where, page.directories, page.others
+                walk.enter(where, page)
+
+    async def _do(self, name: str, steps: Steps[Result], timeout: float | None) -> Result:
+        return await self._box._do(name, steps, timeout, deadline_of(timeout))
+
+    def _at(self, path: str) -> str:
+        return self._box._box._from_working_dir(path)
+
+    def __repr__(self) -> str:
+        return f"<AsyncFiles of {self._box!r}>"
 
 
 # ---- a command that runs ----

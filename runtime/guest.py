@@ -16,12 +16,12 @@ from nucleus_gvisor.runtime import _guest
 DIRECTORY = "/.nucleus-gvisor"
 NAME = "init"
 PROGRAM = f"{DIRECTORY}/{NAME}"
-"""Alone, it says READY, and waits for ever while orphans are reaped. `r PATH` copies the file to standard output and
-`w PATH` standard input to the file; the exit status is errno, or SPECIAL when that is no regular file. `R` and `W` take
-any but a directory, and wait for a FIFO's other end. `d PATH...` makes directories, those that are there too.
-`k SIGNAL PID...` sends signals, `m MODE PATH` changes a mode (numbers in decimal). `g PATH` writes a file or a tree to
-standard output, `G` whatever it is, and `p PATH` makes a tree of standard input (`trees`). `s PROGRAM ARG...` starts a
-program whose streams are /dev/null, and is then as alone; the exit status is errno where the program cannot be started.
+"""Alone, it says READY, and waits for ever while orphans are reaped. `a` is an agent (`files`). `r PATH` copies the
+file to standard output and `w PATH` standard input to the file; the exit status is errno, or SPECIAL when that is no
+regular file. `R` and `W` take any but a directory, and wait for a FIFO's other end. `k SIGNAL PID...` sends signals, in
+decimal. `g PATH` writes a file or a tree to standard output, `G` whatever it is, and `p PATH` makes a tree of standard
+input (`trees`). `s PROGRAM ARG...` starts a program whose streams are /dev/null, and is then as alone; the exit status
+is errno where the program cannot be started.
 """
 READY = b"\x01"
 SPECIAL = 200

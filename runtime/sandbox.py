@@ -14,6 +14,9 @@ How it works, for whoever adds to it:
   can wait for the same ones (`SandboxProcess.pidfd`, `Command.channel`) instead of a thread.
 * The guest's init is a program of ours (`guest`), so that a rootfs need have nothing in it. It says when it runs, and
   it copies files.
+* What is asked of files goes to an agent (`files`): the same program, started as a command by the first request, which
+  waits on its pipes for the next. The client that has started it goes at once. Whatever interrupts a request ends its
+  agent, so that no answer is taken for another's; an idle one ends before a pause, an image, or the end of a command.
 * `runsc exec` takes the whole process (arguments, environment, directory, user) from a memfd: none of it is ever on a
   command line of the host.
 * Ending a command means ending what it started: it and its descendants are stopped until a listing shows no new ones,
@@ -40,7 +43,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import FrozenInstanceError, dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any, AnyStr, Generic, Literal, NoReturn, Self, TypedDict, TypeVar, Unpack, overload
 
 from nucleus_gvisor.model.errors import BadArgument, shown
@@ -77,6 +80,25 @@ from nucleus_gvisor.runtime.errors import (
     TimeoutExpired,
     TooManyProcesses,
 )
+from nucleus_gvisor.runtime.files import (
+    FAREWELL,
+    MAX_FILE,
+    Agent,
+    Agents,
+    Ask,
+    Conversation,
+    Files,
+    Lost,
+    Result,
+    Steps,
+    changing_mode,
+    making_parents,
+    reading,
+    ready,
+    receiving,
+    sending,
+    writing,
+)
 from nucleus_gvisor.runtime.gvisor import GVisorRuntime, SandboxProcess
 from nucleus_gvisor.runtime.limits import DISK, MEMORY, PIDS_LIMIT, Limits
 from nucleus_gvisor.runtime.options import Confinement, Enforcement, GVisorOciRunOptions, NetworkMode, Writable
@@ -100,8 +122,6 @@ from nucleus_gvisor.runtime.trees import LONGEST, Copying, no_regular, to_get, t
 Wrote = TypeVar("Wrote", bound=Output, covariant=True)
 """What a program's captured streams are: str, bytes, or None where they may not have been captured."""
 
-MAX_FILE = 1 << 30
-"""Bytes of a file that is read into memory, unless the caller says otherwise."""
 MAX_TREE = 64
 """A command with more processes than this is ended with its whole sandbox."""
 TREE_PATIENCE = 10.0
@@ -510,6 +530,7 @@ class Sandbox:
         self._gate: Descriptor | None = None
         """Of a sandbox that is paused: becomes readable when it goes on."""
         self._commands = weakref.WeakValueDictionary[int, GuestProcess[Any]]()
+        self._agents = Agents()
         self._starts: set[object] = set()
         """One for each process of the guest that may run and is not among `_commands`: one that starts, or our own."""
         place = _place_for_programs(self._request)
@@ -1018,15 +1039,24 @@ class Sandbox:
 
     # ---- files ----
 
+    @property
+    def files(self) -> Files:
+        """What is in the guest's directories, and what can be done with it."""
+        return Files(self)
+
     def read_file(
         self, path: str, *, max_bytes: int = MAX_FILE, timeout: float | None = None, special: bool = False
     ) -> bytes:
         """The bytes of a file in the guest; OSError as the guest has it, OutputLimit when it is larger, TimeoutExpired.
 
-        What is no regular file is refused with shutil.SpecialFileError, unless it is to be waited for: `special`.
+        A path that is not absolute begins at the guest's root, here and wherever one is copied. What is no regular file
+        is refused with shutil.SpecialFileError, unless it is to be waited for: `special`.
         """
-        copying = Copying("R" if special else "r", Pipes.redirected(None, None, PIPE, DEVNULL, False))
-        return (self._copy("read_file", path, copying, timeout, max_bytes)).stdout
+        deadline = deadline_of(timeout)
+        if not special:
+            return self._do("read_file", reading(directory(path, "path"), max_bytes), timeout, deadline)
+        copying = Copying("R", Pipes.redirected(None, None, PIPE, DEVNULL, False))
+        return self._copy("read_file", path, copying, timeout, deadline, max_bytes).stdout
 
     def write_file(
         self,
@@ -1042,12 +1072,14 @@ class Sandbox:
 
         What is no regular file is refused as by `read_file`, and nothing is written there.
         """
-        deadline = deadline_of(timeout)
-        if parents and (above := parents_of(directory(path, "path"))):
-            self._own("write_file", path, ["d", *above], timeout, deadline)
-        self._copy("write_file", path, Copying("W" if special else "w", Pipes(data)), timeout, deadline=deadline)
+        deadline, where = deadline_of(timeout), directory(path, "path")
+        if not special:
+            return self._do("write_file", writing(where, data, mode, parents), timeout, deadline)
+        if parents:
+            self._do("write_file", making_parents(where), timeout, deadline)
+        self._copy("write_file", path, Copying("W", Pipes(data)), timeout, deadline)
         if mode is not None:
-            self._own("write_file", path, ["m", str(mode), directory(path, "path")], timeout, deadline)
+            self._do("write_file", changing_mode(where, mode), timeout, deadline)
 
     def put(
         self, source: HostPath, path: str, *, timeout: float | None = None, special: bool = False
@@ -1058,8 +1090,12 @@ class Sandbox:
         it is not there, with their modes, and replace those of their names; they belong to the guest's user. Links that
         lead out of it, and special files, are left out: the names in it of those that were.
         """
+        deadline = deadline_of(timeout)
         with to_put(source, special) as copying:
-            self._copy("put", path, copying, timeout, LONGEST)
+            if copying.pieces is not None:
+                self._do("put", sending(directory(path, "path"), copying.pieces), timeout, deadline)
+            else:
+                self._copy("put", path, copying, timeout, deadline, LONGEST)
         return tuple(copying.left_out)
 
     def get(
@@ -1078,19 +1114,26 @@ class Sandbox:
         entry of a directory counts as `trees.ENTRY` bytes and what is in it. Links that lead out of it, and special
         files, are left out: the names in it of those that were. Otherwise as `read_file`.
         """
-        with to_get(target, max_bytes, special) as copying:
-            self._copy("get", path, copying, timeout, max_bytes)
+        deadline = deadline_of(timeout)
+        with to_get(target, max_bytes, special) as (copying, file):
+            try:
+                if not special:
+                    self._do("get", receiving(directory(path, "path"), file, max_bytes), timeout, deadline)
+            except IsADirectoryError:
+                special = True
+            if special:
+                self._copy("get", path, copying, timeout, deadline, max_bytes)
         return tuple(copying.left_out)
 
+    def _from_working_dir(self, path: str) -> str:
+        """The absolute path; one that is not begins where commands do."""
+        absolute = directory(path, "path")
+        return absolute if path.startswith("/") else directory(os.path.join(self._request.working_dir, path), "path")
+
     def _copy(
-        self,
-        name: str,
-        path: str,
-        copying: Copying,
-        timeout: float | None,
-        limit: int = 0,
-        deadline: float | None = None,
+        self, name: str, path: str, copying: Copying, timeout: float | None, deadline: float | None, limit: int = 0
     ) -> Completed[bytes]:
+        """Have our program copy, as a command that can be waited for, and ended, as any can."""
         try:
             where = directory(path, "path")
             done: Completed[bytes] = self._execute(
@@ -1108,13 +1151,6 @@ class Sandbox:
         Sandbox._copied(done.returncode, copying.place(where, done.stdout), copying.word.isupper())
         return done
 
-    def _own(self, name: str, path: str, words: list[str], timeout: float | None, deadline: float | None) -> None:
-        pipes, argv = Pipes(), [self._program, *words]
-        done: Completed[bytes] = self._execute(
-            argv, pipes, timeout=timeout, check=False, text=False, said=(name, path), deadline=deadline
-        )
-        Sandbox._copied(done.returncode, path)
-
     @staticmethod
     def _copied(code: int, path: str, special: bool = False) -> None:
         if code == guest.SPECIAL or (code == errno.ENXIO and not special):  # a FIFO that nobody reads, or a socket
@@ -1124,10 +1160,106 @@ class Sandbox:
         if code:
             raise RunscFailed(f"copying {path} was ended with {code}")
 
+    def _do(self, name: str, steps: Steps[Result], timeout: float | None, deadline: float | None) -> Result:
+        """Have agents do `steps`, and what comes of it."""
+        try:
+            ask = next(steps)
+            while True:
+                try:
+                    answer = self._ask_agent((name, ask.path), ask, timeout, deadline)
+                except OSError as error:
+                    ask = steps.throw(error)
+                else:
+                    ask = steps.send(answer)
+        except StopIteration as stop:
+            result: Result = stop.value
+            return result
+
+    def _ask_agent(self, said: tuple[str, str], ask: Ask, timeout: float | None, deadline: float | None) -> bytes:
+        """What an agent answers."""
+        in_time = self._await_resumed(deadline)
+        agent = self._idle_agent()
+        was_idle = agent is not None
+        try:
+            if agent is None and in_time:
+                agent = self._new_agent(deadline)
+            if agent is None or not in_time:
+                raise TimeoutExpired(list(said), timeout or 0)
+            talk = Conversation(agent, ask, said)
+            while (awaited := talk.step()) is not None:
+                if not ready(*awaited, deadline):
+                    raise TimeoutExpired(list(said), timeout or 0)
+        except BaseException as error:
+            if agent is not None:
+                self._end_agent(agent)
+            if not isinstance(error, Lost):
+                raise
+            if not (was_idle and talk.can_repeat):
+                raise self._lost(said) from None
+            return self._ask_agent(said, ask, timeout, deadline)
+        return self._answered(agent, talk, ask)
+
+    def _idle_agent(self) -> Agent | None:
+        if os.getpid() != self._owner:
+            raise SandboxGone("the sandbox belongs to another process, which forked this one")
+        agent = self._agents.take()
+        if agent is not None and self._gate is not None and not self.closed:
+            # The gate was closed since; who has closed it sees now that this one does something, or not: to start
+            # another waits there.
+            self._agents.give_back(agent, keep=True)
+            return None
+        return agent
+
+    def _new_agent(self, deadline: float | None) -> Agent | None:
+        """One that was started for this; None when `deadline` came first."""
+        pipes = Pipes.redirected(None, PIPE, PIPE, DEVNULL, False)
+        try:
+            process = self._start([self._program, "a"], pipes, None, None, None, deadline)
+            return None if process is None else self._met(process, pipes)
+        finally:
+            pipes.close()
+
+    def _met(self, process: "GuestProcess[Any]", pipes: Pipes) -> Agent:
+        """The agent that runs as `process`, which is no command any more: the client that has started it goes."""
+        (requests, answers, _), pipes.ours = pipes.ours, [-1, -1, -1]
+        command = process.command
+        agent = self._agents.use(Agent(process.pid, requests, answers, (command.sent_at, command.begun_at)))
+        command.close()
+        return agent
+
+    def _answered(self, agent: Agent, talk: Conversation, ask: Ask) -> bytes:
+        self._agents.give_back(agent, keep=not self.closed)
+        self._copied(talk.code or 0, ask.path)
+        return talk.answer()
+
+    def _end_agent(self, agent: Agent) -> None:
+        """End one that was not heard to its end, and all that it does."""
+        if not agent.dismiss(0 if self._paused else FAREWELL) and not self._paused:
+            with suppress(RunscFailed, SandboxGone):
+                self._signal_all(signals.SIGKILL, {agent.pid})
+
+    def _end_agents(self) -> None:
+        """End those that are idle."""
+        for pid in self._agents.dismiss():
+            with suppress(RunscFailed, SandboxGone):
+                self._signal_all(signals.SIGKILL, {pid})
+
+    def _lost(self, said: tuple[str, str]) -> Exception:
+        """What to raise where an agent has ended before its answer."""
+        self._see_that_it_lives()
+        return RunscFailed(
+            f"{said[0]}: the guest has ended the program of ours that does it: {shown(said[1])}",
+            hint="do it again: another is started",
+        )
+
     # ---- the sandbox as a whole ----
 
     def ps(self) -> list[Process]:
-        """The guest's processes, its init (ours) among them."""
+        """The guest's processes, its init (ours) among them, but not ours that wait to be asked for files."""
+        ours = self._agents.there
+        return [process for process in self._ps() if process.pid not in ours]
+
+    def _ps(self) -> list[Process]:
         # As a table, for as JSON there are only the numbers.
         return processes(self._ask("ps", "--format", "table").decode("utf-8", "replace"))
 
@@ -1146,6 +1278,7 @@ class Sandbox:
         self._close_gate()
         try:
             self._await_starts()
+            self._end_agents()  # a checkpoint cannot keep their pipes, and paused they cannot end
             self._ask("pause")
             self._paused = True
         finally:
@@ -1165,12 +1298,13 @@ class Sandbox:
         self._gate = Descriptor(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         return True
 
-    def _await_starts(self) -> bool:
-        """Wait a moment, with the gate closed, for the commands that are being started; are there none any more."""
+    def _await_starts(self, *, agents: bool = False) -> bool:
+        """Wait a moment, with the gate closed, for the commands that are being started, and for agents that do
+        something; are there none any more."""
         end = time.monotonic() + QUIET
-        while self._starts and time.monotonic() < end:
+        while (waits := bool(self._starts or (agents and self._agents.busy))) and time.monotonic() < end:
             time.sleep(GLANCE)
-        return not self._starts
+        return not waits
 
     def _open_gate(self) -> None:
         gate, self._gate = self._gate, None
@@ -1230,7 +1364,7 @@ class Sandbox:
 
     def _checkpoint(self, directory: HostPath, *, leave_running: bool) -> None:
         """The same, with the gate closed: no command starts until it is done."""
-        if not self._await_starts() or self._running():
+        if not self._await_starts(agents=True) or self._running():
             raise RunscFailed(
                 "runsc checkpoint: a command runs, and its streams cannot be kept", hint="wait for it, or end it"
             )
@@ -1239,6 +1373,7 @@ class Sandbox:
         stop = not leave_running and not self._paused
         if stop:
             self.pause()
+        self._end_agents()
         try:
             with image.made(directory, self._process.made_with) as path:
                 fd = image.opened(path, alone=self.achieved == Confinement.MOUNT_LOCKED)
@@ -1271,6 +1406,7 @@ class Sandbox:
                 raise RunscFailed("a paused guest takes no signal")
             if self._request.may_deceive:
                 raise RunscFailed("with its capabilities a command can pass for any other, and for what reads /proc")
+            self._end_agents()  # they would pass for what it has detached
             stopped: set[int] = set()
             doubted: set[int] = set()
             while (found := self._tree(command, alone, stopped, doubted)) is None or found - stopped:
@@ -1298,7 +1434,7 @@ class Sandbox:
         """The numbers of what `command` has started, or some of them that are to be stopped first; None when a process
         came or went meanwhile, and it must be asked again. `doubted`: what was there already when it was asked before.
         """
-        listed = self.ps()
+        listed = self._ps()
         if len({process.pid for process in listed}) < len(listed):
             raise RunscFailed("a process is listed twice")  # its name has a line in it: it forges a parent
         processes = [process for process in listed if process.uid != OURS]  # another thread ends a command of its own
@@ -1322,7 +1458,7 @@ class Sandbox:
             starts = {pid: self._start_time(pid) for pid in detached}
         except LookupError:
             return None
-        newer = [pid for pid, start in starts.items() if start >= earliest]
+        newer = [pid for pid, start in starts.items() if start >= earliest and not self._is_agent(pid, start)]
         if newer and starting:
             return None
         if newer and not alone():
@@ -1340,13 +1476,7 @@ class Sandbox:
         Both are what its process says, unless that has ended: then its number may be another's already, which has
         started later than the command can have.
         """
-        before = time.monotonic()
-        now = self._start_time(None)
-        after = time.monotonic()
-        # Our reader has started between those two, and the command between these: the guest's clock runs as ours.
-        longest, shortest = after - command.sent_at, before - command.begun_at
-        wrong = CLOCKS_DIFFER + longest / 1000
-        earliest, latest = now - (longest + wrong) / TICK, now - (shortest - wrong) / TICK
+        earliest, latest = self._in_ticks(command.sent_at, command.begun_at)
         assert command.pid is not None
         if command.pid in listed:
             start = self._start_time(command.pid)
@@ -1354,6 +1484,25 @@ class Sandbox:
                 return start, start
             return min(start, earliest), latest  # the host's clock was set meanwhile, and the guest's with it
         return earliest, latest
+
+    def _in_ticks(self, begin: float, end: float) -> tuple[float, float]:
+        """What has started between two moments of ours has done so between these, by the guest's clock."""
+        before = time.monotonic()
+        now = self._start_time(None)
+        after = time.monotonic()
+        # Our reader has started between those two: the guest's clock runs as ours.
+        longest, shortest = after - begin, before - end
+        wrong = CLOCKS_DIFFER + longest / 1000
+        return now - (longest + wrong) / TICK, now - (shortest - wrong) / TICK
+
+    def _is_agent(self, pid: int, start: int) -> bool:
+        """Is the process, which started then, an agent that does something for another thread.
+
+        SAFETY: not by its number alone. A guest can kill it, hold its pipe (/proc/PID/fd) and have the number given
+        again to a process that is to outlive its command; but not as soon as the agent had it.
+        """
+        started = [agent.started for agent in self._agents.busy if agent.pid == pid]
+        return any(earliest <= start <= latest for earliest, latest in (self._in_ticks(*times) for times in started))
 
     def _start_time(self, pid: int | None) -> int:
         """When process `pid` of the guest has started, in ticks since its kernel has; LookupError when there is none.
@@ -1364,7 +1513,7 @@ class Sandbox:
         try:
             line = self._run_own("r", path)
         except RunscFailed:
-            if pid is not None and pid not in {process.pid for process in self.ps()}:
+            if pid is not None and pid not in {process.pid for process in self._ps()}:
                 raise LookupError(pid) from None
             raise
         found = _STAT.fullmatch(line)
@@ -1419,6 +1568,7 @@ class Sandbox:
         """
         if os.getpid() == self._owner:
             self._held.clean_up()
+            self._agents.dismiss(0)
             self._dropped.detach()
 
     def __enter__(self) -> Self:
@@ -1628,11 +1778,6 @@ class GuestProcess(Generic[AnyStr]):
 
     def __repr__(self) -> str:
         return f"<GuestProcess {list(self.args)} pid={self.pid} returncode={self.returncode}>"
-
-
-def parents_of(path: str) -> list[str]:
-    """The directories above an absolute path, from the root's own down."""
-    return [os.fspath(parent) for parent in reversed(PurePosixPath(path).parents)][1:]
 
 
 def _place_for_programs(asked: Request) -> str:

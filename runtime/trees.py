@@ -56,6 +56,8 @@ class Copying:
 
     word: str
     pipes: Pipes
+    pieces: Iterator[bytes] | None = None
+    """A file's, with its length before each, where an agent is to write it (`files`)."""
     left_out: list[str] = field(default_factory=list)
     """Links that lead out of the tree, and special files, by their names in it."""
     failed_at: bytes = b""
@@ -81,8 +83,10 @@ def to_put(source: HostPath, special: bool) -> Iterator[Copying]:
             copying = Copying("p", Pipes.redirected(None, PIPE, PIPE, DEVNULL, False))
             copying.pipes.pieces = packed(fd, os.fsencode(source), copying.left_out)
             yield copying
+        elif stat.S_ISREG(mode) and special:
+            yield Copying("W", Pipes.redirected(None, fd, DEVNULL, DEVNULL, False))
         elif stat.S_ISREG(mode):
-            yield Copying("W" if special else "w", Pipes.redirected(None, fd, DEVNULL, DEVNULL, False))
+            yield Copying("w", Pipes(), pieces=_pieces(fd))
         else:
             raise no_regular(os.fsdecode(source))
     finally:
@@ -111,6 +115,12 @@ def _packed(fd: int, path: bytes, left_out: list[str]) -> Iterator[bytes]:
     yield _frame("d")
     yield from _packed_below(fd, path, b"", 0, left_out)
     yield _frame("m", b"", os.fstat(fd).st_mode)
+
+
+def _pieces(file: int) -> Iterator[bytes]:
+    while piece := os.read(file, PIECE):
+        yield SIZE.pack(len(piece)) + piece
+    yield SIZE.pack(0)
 
 
 def _frame(kind: str, name: bytes = b"", mode: int = 0) -> bytes:
@@ -145,9 +155,7 @@ def _packed_below(fd: int, path: bytes, above: bytes, depth: int, left_out: list
                     yield _frame("m", name, mode)
                 else:
                     yield _frame("f", name, mode)
-                    while piece := os.read(file, PIECE):
-                        yield SIZE.pack(len(piece)) + piece
-                    yield SIZE.pack(0)
+                    yield from _pieces(file)
             finally:
                 os.close(file)
         except FileNotFoundError:
@@ -161,8 +169,9 @@ def _packed_below(fd: int, path: bytes, above: bytes, depth: int, left_out: list
 
 
 @contextmanager
-def to_get(target: HostPath, bound: int, special: bool) -> Iterator[Copying]:
-    """How a file or a directory of the guest becomes `target`, which is there only if all of it is.
+def to_get(target: HostPath, bound: int, special: bool) -> Iterator[tuple[Copying, "ReceivedFile"]]:
+    """How a file or a directory of the guest becomes `target`, which is there only if all of it is: the program that
+    copies either, and what takes a file where an agent sends one.
 
     Otherwise nothing is left of it. `bound` are the bytes that it may take on the host.
     """
@@ -173,10 +182,11 @@ def to_get(target: HostPath, bound: int, special: bool) -> Iterator[Copying]:
     copying = Copying("G" if special else "g", Pipes.redirected(None, None, PIPE, DEVNULL, False))
     copying.pipes.sink = received = Received(part, bound, copying)
     try:
-        yield copying
+        yield copying, ReceivedFile(received)
         received.see_that_it_is_whole()
         os.replace(part, final)
     finally:
+        copying.pipes.close()
         received.close()
         with suppress(FileNotFoundError):
             if received.is_tree:
@@ -185,6 +195,23 @@ def to_get(target: HostPath, bound: int, special: bool) -> Iterator[Copying]:
                 rmtree(part)
             else:
                 os.unlink(part)
+
+
+class ReceivedFile:
+    """Makes a file of what an agent sends of one."""
+
+    def __init__(self, received: "Received") -> None:
+        self._received = received
+        self._begin = _frame("f")
+
+    def take(self, piece: memoryview) -> None:
+        """The next piece of it."""
+        self._received.take(memoryview(self._begin + SIZE.pack(len(piece)) + piece))
+        self._begin = b""
+
+    def end(self) -> None:
+        """That was all of it."""
+        self._received.take(memoryview(self._begin + SIZE.pack(0) + _frame("e")))
 
 
 class Received:
@@ -215,7 +242,7 @@ class Received:
     def see_that_it_is_whole(self) -> None:
         """OSError unless it came to its end, and no further."""
         if not self._ended or self._buffer:
-            raise _bad("not whole")
+            raise bad("not whole")
 
     def close(self) -> None:
         """Close what is open; once is enough."""
@@ -231,13 +258,13 @@ class Received:
         while True:
             kind, zero, length, mode = FRAME.unpack((yield FRAME.size))
             if zero or length > LONGEST or self._ended:
-                raise _bad("no frame")
+                raise bad("no frame")
             name = (yield length) if length else b""
             if kind == ord("x"):  # its exit status says why
                 self._copying.failed_at = name
             elif first:
                 if name or kind not in b"df":
-                    raise _bad("no root")
+                    raise bad("no root")
                 if kind == ord("d"):
                     self._begin_tree(mode)
                 else:
@@ -246,7 +273,7 @@ class Received:
                 self._finish_directories(None)
                 self._ended = True
             elif not self.is_tree:
-                raise _bad("more than a file")
+                raise bad("more than a file")
             else:
                 yield from self._take_entry(kind, name, mode)
             first = False
@@ -263,11 +290,11 @@ class Received:
         # SAFETY: what is above it must be a directory that we made, by that very name, whose parts were judged here: so
         # no name leads through a link, up, or to the host's root.
         if last in (b"", b".", b"..") or b"\0" in name or name.startswith(b"/"):
-            raise _bad("no name")
+            raise bad("no name")
         self._finish_directories(folder)
         if kind == ord("d"):
             if len(self._above) > DEEPEST:
-                raise _bad("too deep")
+                raise bad("too deep")
             os.mkdir(name, 0o700, dir_fd=self._root)
             self._above.append((name, mode))
         elif kind == ord("f"):
@@ -275,7 +302,7 @@ class Received:
         elif kind == ord("l"):
             (size,) = SIZE.unpack((yield SIZE.size))
             if not 0 < size <= LONGEST:
-                raise _bad("no link")
+                raise bad("no link")
             target = yield size
             if stays_inside(name, target):
                 os.symlink(target, name, dir_fd=self._root)
@@ -284,7 +311,7 @@ class Received:
         elif kind == ord("s"):
             self._leave_out(name)
         else:
-            raise _bad("no kind")
+            raise bad("no kind")
 
     def _take_file(self, name: str | bytes, mode: int) -> Generator[int, bytes, None]:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -293,7 +320,7 @@ class Received:
         while True:
             (size,) = SIZE.unpack((yield SIZE.size))
             if size > PIECE:
-                raise _bad("no piece")
+                raise bad("no piece")
             if not size:
                 break
             self._count(size)
@@ -309,7 +336,7 @@ class Received:
             name, mode = self._above.pop()
             os.chmod(name or b".", mode & MODES | stat.S_IRWXU, dir_fd=self._root)
         if folder is not None and not self._above:
-            raise _bad("no directory above")
+            raise bad("no directory above")
 
     def _leave_out(self, name: bytes) -> None:
         if len(self._copying.left_out) == MOST_LEFT_OUT:
@@ -322,6 +349,6 @@ class Received:
             raise TooLarge
 
 
-def _bad(what: str) -> OSError:
+def bad(what: str) -> OSError:
     """The guest's program was tampered with, or is another one."""
     return OSError(errno.EBADMSG, f"the guest does not send files as they are sent: {what}")

@@ -169,14 +169,14 @@ def test_two_that_end_at_once(box: Sandbox) -> None:
 @pytest.mark.parametrize("parent", [0, 1])
 def test_a_process_without_a_parent(one: Sandbox, monkeypatch: pytest.MonkeyPatch, parent: int) -> None:
     """Newer releases of runsc have none for the child of a clone with CLONE_PARENT, and older ones another."""
-    listed = one.ps
+    listed = one._ps
 
     def ps() -> list[Process]:
         return [
             Process(each.pid, parent, each.uid, each.command) if each.command == MARK else each for each in listed()
         ]
 
-    monkeypatch.setattr(one, "ps", ps)
+    monkeypatch.setattr(one, "_ps", ps)
     one.exec("sh", "-c", "(setsid sleep 600 &)")
     begun(one, SIBLING).kill()
     assert commands(one) == ["init", "sleep"]
@@ -186,8 +186,8 @@ def test_a_command_whose_process_has_ended(one: Sandbox, monkeypatch: pytest.Mon
     """Its own start is known by our clock then: what may be of either command ends with the sandbox."""
     one.exec("sh", "-c", "(setsid sleep 600 &)")
     process = begun(one, DAEMON)
-    listed = one.ps
-    monkeypatch.setattr(one, "ps", lambda: [each for each in listed() if each.pid != process.pid])
+    listed = one._ps
+    monkeypatch.setattr(one, "_ps", lambda: [each for each in listed() if each.pid != process.pid])
     earliest, latest = one._started(process.command, {each.pid for each in one.ps()})
     start = one._start_time(process.pid)
     assert earliest <= start <= latest

@@ -12,12 +12,18 @@ from tests.support.places import ROOT
 pytestmark = pytest.mark.real
 
 GUIDE = (ROOT / "runtime/SANDBOX.md").read_text()
-EXAMPLES = re.findall(r"(?ms)^## ([^\n]+)\n.*?^```python\n(.*?)^```\n\n```text\n(.*?)^```\n", GUIDE)
+SECTIONS = re.findall(r"(?ms)^## ([^\n]+)\n(.*?)(?=^## |\Z)", GUIDE)
+EXAMPLES = [
+    (title, source, printed)
+    for title, body in SECTIONS
+    for source, printed in re.findall(r"(?ms)^```python\n(.*?)^```\n\n```text\n(.*?)^```\n", body)
+]
 
 
-def test_each_section_has_its_example() -> None:
+def test_each_section_has_its_examples() -> None:
     """None is left out by how it is written."""
-    assert [title for title, _, _ in EXAMPLES] == re.findall(r"(?m)^## (.+)$", GUIDE)
+    assert list(dict.fromkeys(title for title, _, _ in EXAMPLES)) == re.findall(r"(?m)^## (.+)$", GUIDE)
+    assert len(EXAMPLES) == GUIDE.count("```python")
 
 
 @pytest.mark.timeout(300)

@@ -82,15 +82,6 @@ def test_a_closed_reader_ends_the_copy(program: list[str], tmp_path: Path) -> No
         assert process.wait() in (-signal.SIGPIPE, 32)
 
 
-def test_it_changes_modes(program: list[str], tmp_path: Path) -> None:
-    """All the permission bits get there, and its answer is errno."""
-    file = tmp_path / "file"
-    file.touch()
-    subprocess.run([*program, "m", str(0o751), file], check=True)
-    assert file.stat().st_mode & 0o7777 == 0o751
-    assert subprocess.run([*program, "m", "0", "/no/file"]).returncode == 2
-
-
 def test_it_signals_each_process(program: list[str]) -> None:
     """Those after one that is not there are signalled too."""
     sleepers = [subprocess.Popen(["sleep", "60"]) for _ in range(2)]

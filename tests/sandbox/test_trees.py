@@ -310,6 +310,6 @@ def test_the_streams_of_a_tree_are_closed(tree: Path, tmp_path: Path) -> None:
     before = os.listdir("/proc/self/fd")
     with trees.to_put(tree, False) as copying:
         copying.pipes.close()
-    with pytest.raises(OSError, match="not whole"), trees.to_get(tmp_path / "x", 1, False) as copying:
+    with pytest.raises(OSError, match="not whole"), trees.to_get(tmp_path / "x", 1, False) as (copying, _):
         copying.pipes.close()
     assert os.listdir("/proc/self/fd") == before
