@@ -9,7 +9,7 @@ import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from nucleus_gvisor.model.errors import BadArgument, remedy
+from nucleus_gvisor.model.errors import BadArgument
 from nucleus_gvisor.runtime import _linux as linux
 
 MAX_FILE = 1 << 20
@@ -42,6 +42,11 @@ class Who:
     """Supplementary ones."""
     home: str = ""
     """Its home directory; empty where nothing says."""
+
+    @property
+    def directory(self) -> str:
+        """The same, or what engines take where nothing says: root's own is nobody else's."""
+        return self.home or ("/" if self.uid else "/root")
 
 
 @dataclass(frozen=True)
@@ -121,8 +126,8 @@ def of_rootfs(rootfs: bytes) -> Accounts:
 
 
 def _lines(rootfs: bytes, name: bytes, count: int) -> list[list[str]]:
-    """The lines of a file that have `count` fields, the first of them not empty."""
-    lines = (line.split(":") for line in _text(rootfs, name).split("\n"))
+    """The lines of a file that have `count` fields, the first of them not empty, and no NUL."""
+    lines = (line.split(":") for line in _text(rootfs, name).split("\n") if "\0" not in line)
     return [fields for fields in lines if len(fields) == count and fields[0]]
 
 
@@ -137,17 +142,17 @@ def _text(rootfs: bytes, name: bytes) -> str:
     except FileNotFoundError:
         return ""
     except OSError as error:
-        raise _unfit(rootfs, name, str(error), remedy(error)) from error
+        raise _unfit(rootfs, name, os.strerror(error.errno or 0)) from error
     finally:
         os.close(root)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise _unfit(rootfs, name, "no plain file", "give the user as a number")
+            raise _unfit(rootfs, name, "no plain file")
         text = os.read(fd, MAX_FILE + 1)
     finally:
         os.close(fd)
     if len(text) > MAX_FILE:
-        raise _unfit(rootfs, name, f"more than {MAX_FILE} bytes", "give the user as a number")
+        raise _unfit(rootfs, name, f"more than {MAX_FILE} bytes")
     return text.decode("utf-8", "replace")
 
 
@@ -170,12 +175,12 @@ def _number(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= 10 and int(text) <= MAX_ID else None
 
 
-def _unfit(rootfs: bytes, name: bytes, observed: str, hint: str) -> BadArgument:
+def _unfit(rootfs: bytes, name: bytes, observed: str) -> BadArgument:
     return BadArgument(
         f"the guest's /{name.decode()} cannot be read",
         step="Resolve",
         path=os.path.join(rootfs, name),
         observed=observed,
         expected=f"a plain file of at most {MAX_FILE} bytes",
-        hint=hint,
+        hint="give the user as a number",
     )

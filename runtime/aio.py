@@ -19,7 +19,6 @@ from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequenc
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from typing import IO, Any, Literal, Self, Unpack, overload
 
 from nucleus_gvisor.runtime.accounts import User
@@ -553,18 +552,19 @@ class AsyncSandbox:
         `stdout` has all that it shows, to the moment where nobody in the guest holds it any more.
         """
         words = words_of(args, more)
-        pipes, process = Pipes.of(stdin, stdout, stderr, False, pty, window), None
+        process, pipes = None, Pipes.of(stdin, stdout, stderr, False, pty, window)
         try:
-            process = await self._begin(words, pipes, env, cwd, user, None)
-            assert process is not None
-            process.take(pipes, text=False)
+            try:
+                process = await self._begin(words, pipes, env, cwd, user, None)
+                assert process is not None
+                process.take(pipes, text=False)
+            finally:
+                pipes.close()
             return AsyncGuestProcess(process)
         except BaseException:
             if process is not None:
                 await _finish(process.kill)
             raise
-        finally:
-            pipes.close()
 
     async def _begin(
         self,
@@ -578,14 +578,15 @@ class AsyncSandbox:
         """As `Sandbox._start`."""
         _see_asyncio()
         box = self._box
-        while True:
-            if not await _resumed(box, deadline):
-                return None
-            held: list[Command] = []
-            with box._starting() as starting:
-                if box._gate is not None and not box.closed:
-                    continue
-                try:
+        held: list[Command] = []
+        started: GuestProcess[Any] | None = None
+        try:
+            while not held:
+                if not await _resumed(box, deadline):
+                    return None
+                with box._starting():
+                    if box._gate is not None and not box.closed:
+                        continue
                     words = box._send(held, args, pipes, env, cwd, user)
                     (command,) = held
                     in_time = await _ready(command.channel, select.POLLIN, deadline)
@@ -593,21 +594,19 @@ class AsyncSandbox:
                     if in_time:
                         command.begun(pipes.to_come, pipes.take)
                     if command.pid is not None:
-                        process = GuestProcess[Any](box, words, command.pid, command)
+                        started = GuestProcess[Any](box, words, command.pid, command)
                         if deadline is None or time.monotonic() < deadline:
-                            return process
-                except BaseException:
-                    starting.close()
-                    await _finish(partial(box._unsend, held, pipes))
-                    raise
-            break
-        if command.pid is not None:
-            await _finish(process.kill)
-            return None
-        if not in_time:
-            box.kill()
-            return None
-        return await _finish(lambda: box._refuse(words, command, pipes))
+                            return started
+            if started is not None:
+                await _finish(started.kill)
+                return None
+            if not in_time:
+                box.kill()
+                return None
+            return await _finish(lambda: box._refuse(words, command, pipes))
+        except BaseException:
+            await _finish((lambda: box._unsend(held, pipes)) if started is None else started.kill)
+            raise
 
     # ---- files ----
 

@@ -56,6 +56,8 @@ MAX_STRINGS = 2 << 20
 limit, execve(2), and gVisor's own limit."""
 MAX_STRING = 32 * 4096
 """Bytes of one argument or environment entry with its NUL: MAX_ARG_STRLEN, linux/binfmts.h."""
+MAX_NAME = 255
+"""Bytes of the name of a file: NAME_MAX, limits.h."""
 _MAX_DEPTH = 64
 _ROOTFS = "rootfs"  # root.path of a bundle without a rootfs; the launcher makes that directory
 
@@ -447,12 +449,14 @@ class OciBundle:
         """
         if isinstance(args, str | bytes) or not isinstance(args, Sequence):
             raise _unfit("args", args, "a list of strings")
+        if not isinstance(hostname, str):
+            raise _unfit("hostname", hostname, "a string")
         # Numbers that are none are refused below, with the rest of the configuration.
         whole = etc_of(etc) is Etc.GENERATED and all(type(n) is int and 0 <= n <= MAX_ID for n in (uid, gid))
         own = rootfs is None and whole
         held = capabilities_of(capabilities)
         if env is None:
-            env = {**DEFAULT_ENV, "HOME": etc_.accounts(uid, gid).find(uid).home or "/"} if own else DEFAULT_ENV
+            env = {**DEFAULT_ENV, "HOME": etc_.accounts(uid, gid).find(uid).directory} if own else DEFAULT_ENV
         if cwd is None:
             cwd = WORKSPACE if own else "/"
         mine = [_as_mount(mount) for mount in mounts]
@@ -464,7 +468,10 @@ class OciBundle:
             fill = {f"{etc_.TARGET}/{name}": file for name, file in names.items()}
         if own:
             targets = [mount.target for mount in mine]
-            mine += _private(cwd, env.get("HOME", ""), uid, gid, [*targets, *(m.target for m in [*binds, *_pseudo()])])
+            # Without the variable runsc takes it from passwd.
+            home = env.get("HOME", etc_.accounts(uid, gid).find(uid).directory)
+            there = [*targets, *links, etc_.TARGET, *(mount.target for mount in [*binds, *_pseudo()])]
+            mine += _private(cwd, home, uid, gid, there)
             if etc_.TARGET not in targets:
                 taken = [target.removeprefix(f"{etc_.TARGET}/") for target in targets]
                 trees = [etc_.generated(uid=uid, gid=gid, hostname=hostname, resolver=resolver, taken=taken)]
@@ -562,6 +569,8 @@ class OciBundle:
 def capabilities_of(asked: str | Iterable[str]) -> list[str]:
     """The names that a caller's `capabilities` mean, as capabilities(7) has them; BadArgument for what is none."""
     words = CAPABILITIES.get(asked, (asked,)) if isinstance(asked, str) else asked
+    if not isinstance(words, Iterable):
+        raise _unfit("capabilities", asked, f"{', '.join(CAPABILITIES)}, or a list of names (capabilities(7))")
     names = []
     for word in words:
         name = str(word).upper()
@@ -651,9 +660,14 @@ def _private(cwd: str, home: str, uid: int, gid: int, taken: Sequence[str]) -> l
     found = {
         path: Mount.tmpfs(path, options=("nosuid", "nodev", *options))
         for path, options in ((home, ("mode=0700", f"uid={uid}", f"gid={gid}")), (cwd, ("mode=1777",)))
-        if path.startswith("/") and path.strip("/.") and not etc_.overlaps(path, taken)
+        if path.startswith("/") and path.strip("/.") and _can_be(path) and not etc_.overlaps(path, taken)
     }
     return [found[path] for path in sorted(found)]
+
+
+def _can_be(path: str) -> bool:
+    """Can there be something of that path, path_resolution(7)."""
+    return "\0" not in path and all(len(name.encode("utf-8", "surrogatepass")) <= MAX_NAME for name in path.split("/"))
 
 
 def _pseudo() -> list[Mount]:
@@ -1081,7 +1095,7 @@ def _seen(value: object) -> str:
         return str(value)
     if isinstance(value, dict | list | tuple):
         return f"{type(value).__name__} of {len(value)}"
-    if isinstance(value, str) and value.isprintable():
+    if isinstance(value, str) and value and value.isprintable():
         return value
     return "nothing" if value is None else repr(value)[:200]
 
@@ -1131,6 +1145,8 @@ def _path(value: object, where: str, *, host: bool = False, relative: bool = Fal
     path = _text(value, where, host=host)
     if not path or ".." in path.split("/") or not (relative or path.startswith("/")):
         raise _wrong(where, path, "a path without .." if relative else "an absolute path without ..")
+    if not _can_be(path):
+        raise _wrong(where, path[:200], f"names of at most {MAX_NAME} bytes")
     return path
 
 

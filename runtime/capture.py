@@ -399,6 +399,11 @@ class Pipes:
         while self.copies:
             os.close(self.copies.popitem()[1])
 
+    def __del__(self) -> None:
+        """What an interrupt came between: it was made, and nobody had it."""
+        if "copies" in self.__dict__:  # the last that the closing needs
+            self.close()
+
 
 def decoded(data: bytes, text: bool) -> Data:
     """As subprocess decodes, but a guest cannot make it fail."""

@@ -459,7 +459,7 @@ def bundle_of(given: argparse.Namespace) -> OciBundle | Path:
         mounts=given.mount,
         env={
             **DEFAULT_ENV,
-            **({"HOME": who.home} if who.home else {}),
+            "HOME": who.directory,
             **_environment(given.env, given.env_file),
         },
         cwd=given.cwd,

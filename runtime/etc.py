@@ -52,6 +52,7 @@ _FILES = (
 _VERSIONED = re.compile(r"java.*|python[0-9].*", re.ASCII)
 """Directories with a number in their names. None of all these is one that any user of the host may not read."""
 
+_WORD = re.compile(r"[^\s#]+")
 _NSSWITCH = """\
 passwd:   files
 group:    files
@@ -121,7 +122,8 @@ def names(*, uid: int, gid: int, hostname: str, resolver: bool) -> dict[str, tup
     `resolver`: has the guest a network on which the host's name servers can be asked.
     """
     known = accounts(uid, gid)
-    own = f"127.0.1.1\t{hostname}\n" if hostname and hostname != "localhost" else ""
+    # Only what is one word of hosts(5): what else a name says would be read as other names, or other lines.
+    own = f"127.0.1.1\t{hostname}\n" if _WORD.fullmatch(hostname) and hostname != "localhost" else ""
     texts = {
         "passwd": "".join(f"{a.name}:x:{a.uid}:{a.gid}:{a.name}:{a.home}:{a.shell}\n" for a in known.users),
         "group": "".join(f"{name}:x:{number}:\n" for name, (number, _) in known.groups.items()),

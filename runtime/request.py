@@ -150,7 +150,7 @@ class Request:
     ) -> dict[str, Any]:
         """One more process of the guest, as OCI has it; judged like a bundle's own."""
         who = self.who if user is None else self.accounts.find(user)
-        home = {"HOME": who.home} if self.home and user is not None and who.home else {}
+        home = {"HOME": who.directory} if self.home and user is not None else {}
         bundle = OciBundle.build(
             args,
             rootfs="/",
@@ -251,7 +251,7 @@ def request(
     )
     return Request(
         secrets.token_hex(16) if sandbox_id is None or sandbox_id == "" else sandbox_id,
-        merged({**DEFAULT_ENV, **({"HOME": who.home} if who.home else {})}, env),
+        merged({**DEFAULT_ENV, "HOME": who.directory}, env),
         start,
         who,
         "HOME" not in variables,

@@ -850,18 +850,19 @@ class Sandbox:
         other end: what is written there is typed. Once nobody holds the guest's end, reading fails with EIO.
         """
         words = words_of(args, more)
-        pipes, process = Pipes.of(stdin, stdout, stderr, text, pty, window), None
+        process, pipes = None, Pipes.of(stdin, stdout, stderr, text, pty, window)
         try:
-            process = self._start(words, pipes, env, cwd, user, None)
-            assert process is not None
-            process.take(pipes, text)
+            try:
+                process = self._start(words, pipes, env, cwd, user, None)
+                assert process is not None
+                process.take(pipes, text)
+            finally:
+                pipes.close()
             return process
         except BaseException:
             if process is not None:
                 process.kill()
             raise
-        finally:
-            pipes.close()
 
     def _start(
         self,
@@ -873,16 +874,17 @@ class Sandbox:
         deadline: float | None,
     ) -> "GuestProcess[Any] | None":
         """The command, once it runs in the guest; None when `deadline` came first, and then it does not run."""
-        while True:
-            if not self._await_resumed(deadline):
-                return None
-            held: list[Command] = []
-            with self._starting() as starting:
-                if (
-                    self._gate is not None and not self.closed
-                ):  # closed since; and who has closed it sees now that this one starts, or not
-                    continue
-                try:
+        held: list[Command] = []
+        started: GuestProcess[Any] | None = None
+        try:
+            while not held:
+                if not self._await_resumed(deadline):
+                    return None
+                with self._starting():
+                    if (
+                        self._gate is not None and not self.closed
+                    ):  # closed since; and who has closed it sees now that this one starts, or not
+                        continue
                     words = self._send(held, args, pipes, env, cwd, user)
                     (command,) = held
                     # A client that was told to start a process and is not heard of is not waited for without end.
@@ -894,31 +896,31 @@ class Sandbox:
                         started = GuestProcess[Any](self, words, command.pid, command)
                         if deadline is None or time.monotonic() < deadline:
                             return started
-                except BaseException:
-                    starting.close()
-                    self._unsend(held, pipes)
-                    raise
-            break
-        if command.pid is not None:
-            started.kill()
-            return None
-        if not in_time:
-            self.kill()  # it may run or not, and has no number: then nothing may
-            return None
-        self._refuse(words, command, pipes)
+            if started is not None:
+                started.kill()
+                return None
+            if not in_time:
+                self.kill()  # it may run or not, and has no number: then nothing may
+                return None
+            self._refuse(words, command, pipes)
+        except BaseException:  # also as the `with` is left
+            if started is not None:
+                started.kill()
+            else:
+                self._unsend(held, pipes)
+            raise
 
     @contextmanager
-    def _starting(self) -> Iterator[ExitStack]:
-        """A command is about to start: until it is one of `_commands`, or the ExitStack is closed, nobody may take its
-        process for another command's.
-        """
+    def _starting(self) -> Iterator[None]:
+        """A command is about to start: until it is one of `_commands` nobody may take its process for another's."""
         mark = object()
-        with ExitStack() as starting:
-            starting.callback(self._starts.discard, mark)
+        try:
             self._starts.add(mark)
             for process in self._running():
                 process.alone = False
-            yield starting
+            yield
+        finally:
+            self._starts.discard(mark)
 
     def _send(
         self,

@@ -5,6 +5,7 @@ import stat
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
 
 from nucleus_gvisor.model.errors import BadBundle, LaunchError, Refused, Unsupported, remedy
@@ -171,12 +172,14 @@ def look_at_bundle(
         _Point(str(mount["destination"]), by_target.get(binds.get(index, "")))
         for index, mount in enumerate(config.get("mounts") or [])
     ]
-    cwd = str(config["process"]["cwd"])
+    cwd = _linked(str(config["process"]["cwd"]), bundle.links)
     own_places = [(target, True) for target in (*(tree.target for tree in trees), cwd) if target.strip("/.")]
     secrets = [(secret.target, False) for secret in bundle.secret_files]
     made = tuple(_made(f"{_child.TREE}{number}", tree, points, secrets, by_target) for number, tree in enumerate(trees))
     own_places += secrets
     _judge_in_memory(cwd, points, config.get("mounts") or [])
+    if _around(cwd, points) is None:
+        _judge_in_trees(cwd, trees)
     if bundle.rootfs is None:
         places = [(point.target, point.is_directory) for point in points]
         places += own_places
@@ -378,6 +381,31 @@ def _file_system(fd: int) -> str:
         (mount,) = (line.split()[1] for line in file if line.startswith("mnt_id:"))
     with open("/proc/self/mountinfo", errors="surrogateescape") as file:
         return next((line.partition(" - ")[2].split()[0] for line in file if line.split()[0] == mount), "")
+
+
+def _linked(path: str, links: Mapping[str, str]) -> str:
+    """Where it leads by the guest's own links."""
+    for name, target in links.items():
+        if f"{path}/".startswith(f"{name}/"):
+            return target + path[len(name) :]
+    return path
+
+
+def _judge_in_trees(cwd: str, trees: Sequence[Tree]) -> None:
+    """BadBundle for a working directory that lies in one of our own trees, which are read-only, and is not there."""
+    for tree in trees:
+        name = cwd.removeprefix(f"{tree.target}/")
+        made = (*tree.files, *tree.links, *tree.directories, *tree.sources)
+        above = {os.fspath(path) for entry in made for path in PurePosixPath(entry).parents}
+        of_host = [source + name[len(at) :] for at, source in tree.sources.items() if f"{name}/".startswith(f"{at}/")]
+        if name != cwd and name not in {*above, *tree.directories} and not any(map(os.path.isdir, of_host)):
+            raise BadBundle(
+                f"no working directory in the guest: {cwd}",
+                step="Prepare",
+                observed=f"no directory: {tree.target} is generated, and read-only",
+                expected="a directory that is there",
+                hint="choose another, or mount a directory there",
+            )
 
 
 def _judge_in_memory(cwd: str, points: list[_Point], mounts: Sequence[Mapping[str, Any]]) -> None:

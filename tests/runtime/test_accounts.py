@@ -38,6 +38,14 @@ def test_names(root: Path) -> None:
     assert [user.name for user in known.users] == ["root", "app"]
 
 
+def test_a_home_that_nothing_names(root: Path) -> None:
+    """It is not root's, which nobody else may enter."""
+    (root / "etc/passwd").write_bytes(b"app:x:5:5:::/bin/sh\nnul:x:6:6::/\0:/bin/sh\nlast:x:7:7::/l:/bin/sh\n")
+    assert [found(root).find(user).directory for user in ("app", "last", 9, 0)] == ["/", "/l", "/", "/root"]
+    with pytest.raises(BadArgument, match="app, last"):  # no process can have a NUL in its environment
+        found(root).find("nul")
+
+
 @pytest.mark.parametrize("user", ["nobody", "odd", "short", "app:none", "", " app"])
 def test_names_that_are_not_there(root: Path, user: str) -> None:
     """The error names the file, and those that are."""
@@ -71,8 +79,9 @@ def test_no_plain_files(root: Path) -> None:
         make()
         known = found(root)
         assert known.find(7) == Who(7, 7)
-        with pytest.raises(BadArgument, match="cannot be read"):
+        with pytest.raises(BadArgument, match="cannot be read") as caught:
             known.find("app")
+        assert caught.value.hint == "give the user as a number" and "openat2" not in str(caught.value)
 
 
 def test_no_root_at_all(base: Path) -> None:
@@ -140,3 +149,10 @@ def test_hosts() -> None:
     lines = [line.split() for line in text.splitlines()]
     assert [line[0] for line in lines if "localhost" in line] == ["127.0.0.1", "::1"]
     assert [line[0] for line in lines if "box" in line] == ["127.0.1.1"]
+
+
+@pytest.mark.parametrize("name", ["", "localhost", "a b", "box\n127.0.0.9 other", "a#b", "\t"])
+def test_a_name_that_hosts_cannot_have(name: str) -> None:
+    """It adds no line, and no other name."""
+    text = etc.names(uid=0, gid=0, hostname=name, resolver=False)["hosts"][1].decode()
+    assert text == "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nucleus_gvisor.runtime import BadArgument, GuestFailed, Refused, SandboxGone, TimeoutExpired, run
+from nucleus_gvisor.runtime import BadArgument, BadBundle, GuestFailed, Refused, SandboxGone, TimeoutExpired, run
 from nucleus_gvisor.runtime.bundle import HOST_DIRECTORIES, Mount
 from tests.sandbox.conftest import MakeSandbox, Options
 from tests.support import places
@@ -48,6 +48,27 @@ def test_another_directory_to_start_in(options: Options) -> None:
     assert "workspace" not in done.stdout
     done = run(["sh", "-c", "touch x"], cwd="/usr", **options)
     assert done.returncode == 1
+
+
+def test_a_directory_that_is_there_already(options: Options) -> None:
+    """By a link of the host's, and in what is generated: it is as it was; what is not there is refused."""
+    done = run(["sh", "-c", "ls | grep -x sh"], cwd="/bin", **options)
+    assert done.stdout == "sh\n", done.stderr
+    done = run(["sh", "-c", "cat passwd; cd ssl && pwd"], cwd="/etc", **options)
+    assert done.stdout.startswith("root:x:0:0:") and done.stdout.endswith("/etc/ssl\n")
+    assert run(["pwd"], cwd="/etc/pam.d", **options).stdout == "/etc/pam.d\n"
+    for cwd in ("/etc/none", "/etc/passwd", "/etc/localtime"):
+        with pytest.raises(BadBundle, match=f"no working directory in the guest: {cwd}"):
+            run(["true"], cwd=cwd, **options)
+    with pytest.raises(BadArgument, match=r"process\.cwd refused.*names of at most 255 bytes"):
+        run(["true"], cwd="/" + "n" * 256, **options)
+
+
+def test_a_home_that_nobody_names(make: MakeSandbox) -> None:
+    """Without the variable it is the user's own all the same; a user that is not in passwd has nobody else's."""
+    box = make(env={"HOME": None})
+    assert box.exec("sh", "-c", "touch ~/x && echo ~").stdout == "/root\n"
+    assert make().exec("sh", "-c", "echo $HOME", user=7).stdout == "/\n"
 
 
 def test_who_a_command_is(make: MakeSandbox) -> None:
