@@ -406,7 +406,7 @@ def _living(agents: weakref.WeakValueDictionary[int, Agent]) -> list[Agent]:
 
 
 def _after_fork() -> None:
-    for agent in _living(_agents):
+    for agent in _living(_agents):  # pragma: no cover - in a fork, which ends without telling what it has measured
         agent.close()  # or it would not hear of its owner's end
 
 
@@ -451,6 +451,13 @@ class Agents:
             self._idle.append(agent)
         else:
             agent.close()
+
+    def end(self, agent: Agent, patience: float) -> bool:
+        """`Agent.dismiss` of one that was not heard out: it is busy until then, and no longer."""
+        try:
+            return agent.dismiss(patience)
+        finally:
+            self._busy.pop(id(agent), None)
 
     def dismiss(self, patience: float = FAREWELL) -> set[int]:
         """End those that are idle; the process ids of those that would not."""

@@ -1236,7 +1236,7 @@ class Sandbox:
 
     def _end_agent(self, agent: Agent) -> None:
         """End one that was not heard to its end, and all that it does."""
-        if not agent.dismiss(0 if self._paused else FAREWELL) and not self._paused:
+        if not self._agents.end(agent, 0 if self._paused else FAREWELL) and not self._paused:
             with suppress(RunscFailed, SandboxGone):
                 self._signal_all(signals.SIGKILL, {agent.pid})
 

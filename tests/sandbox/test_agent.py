@@ -437,6 +437,24 @@ def test_what_the_host_cannot_read_or_write(tmp_path: Path) -> None:
     received.close()
 
 
+def test_a_reader_that_has_gone() -> None:
+    """Lost, also where it is still being told; one that somebody has closed is of no use."""
+    (requests, ours), (theirs, answers) = os.pipe(), os.pipe()
+    os.close(requests)
+    agent = Agent(7, ours, theirs)
+    with pytest.raises(Lost):
+        asked(agent, Ask(kind="w", path="/x", more=as_pieces(b"x")))
+    agent.close()
+    assert not agent.waits and agent.dismiss()
+    os.close(answers)
+
+
+def test_one_that_is_not_heard_out() -> None:
+    """It is closed after so many bytes: to write more ends it."""
+    with answering(bytes(2 * files.MOST_UNHEARD)) as agent:
+        assert agent.dismiss(60) and agent.answers.closed
+
+
 def test_steps_end_when_the_guests_error_is_theirs() -> None:
     """A listing has no answer of its own to an error."""
     steps = listing("/x")

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -124,17 +124,40 @@ def test_on_asyncio(options: Options, tmp_path: Path) -> None:
                 return await files.read(str(number)) == data
 
             assert all(await asyncio.gather(*map(one, range(12))))
-            await box.signal(signal.SIGSTOP, agents(box._box)[0])
-            while box._box._agents.take() is not None:  # but for one, which is stopped, there is none
-                pass
+            await box.pause()
             with pytest.raises(TimeoutExpired, match="stat"):
-                async with asyncio.timeout(60):
-                    await files.stat("/", timeout=0)
-            task = asyncio.create_task(files.read("/dev/zero"))
-            await asyncio.sleep(0)
+                await files.stat("/", timeout=0.1)
+            await box.resume()
+            inner = box._box
+
+            async def stopped(work: Coroutine[Any, Any, object]) -> tuple[int, asyncio.Task[object]]:
+                """An agent that was stopped, and what waits for it."""
+                inner._end_agents()
+                await files.stat("/")
+                (pid,) = inner._agents.there
+                await box.signal(signal.SIGSTOP, pid)
+                task = asyncio.create_task(work)
+                while not inner._agents.busy:
+                    await asyncio.sleep(0)
+                return pid, task
+
+            pid, task = await stopped(files.read("0"))
+            await box.signal(signal.SIGKILL, pid)
+            assert await task == b"0" * 50_000  # another was asked
+            pid, task = await stopped(files.mkdir("again"))
+            await box.signal(signal.SIGKILL, pid)
+            with pytest.raises(RunscFailed, match="mkdir: the guest has ended"):
+                await task
+            _, task = await stopped(files.stat("/", timeout=0.1))
+            with pytest.raises(TimeoutExpired, match="stat"):
+                await task
+            _, task = await stopped(files.stat("/"))
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
+            assert inner._agents.there == set() and repr(files).startswith("<AsyncFiles of <AsyncSandbox")
+            await box.write_file("/tmp/s/x", "y", special=True, parents=True, mode=0o600)
+            assert (await files.stat("/tmp/s/x")).mode == 0o600
             assert await files.read("0") == b"0" * 50_000
             assert (await box.exec("echo", "on")).stdout == "on\n"
 
@@ -190,9 +213,31 @@ def test_a_guest_that_stops_it(box: Sandbox) -> None:
     """There is a time for everything, and what had none left is ended before that is said."""
     box.write_file("/tmp/x", "there")
     box.signal(signal.SIGSTOP, agent(box))
-    with pytest.raises(TimeoutExpired, match=r"timed out after 0\.1 seconds: read_file"):
+    with pytest.raises(TimeoutExpired, match=r"timed out after 0\.1 seconds: read_file") as kept:
         box.read_file("/tmp/x", timeout=0.1)
+    assert kept.value.timeout == 0.1 and box._agents.busy == []  # though its error is there still
     assert agents(box) == [] and box.read_file("/tmp/x") == b"there"
+    box.signal(signal.SIGSTOP, agent(box))
+    box.pause()
+    box.resume()
+    assert agents(box) == []
+
+
+def test_a_gate_that_is_closed_meanwhile(box: Sandbox) -> None:
+    """One that was taken goes back, and the request waits."""
+    pid = agent(box)
+    box._close_gate()
+    assert box._idle_agent() is None and box._agents.there == {pid} and box._agents.busy == []
+    with pytest.raises(TimeoutExpired):
+        box.files.stat("/", timeout=0.1)
+    box._open_gate()
+    assert box.files.stat("/").kind == "directory" and repr(box.files).startswith("<Files of <Sandbox")
+
+
+def test_what_may_be_waited_for(box: Sandbox) -> None:
+    """A command writes it; directories and modes are the same."""
+    box.write_file("/tmp/s/x", "y", special=True, parents=True, mode=0o600)
+    assert (box.files.stat("/tmp/s/x").mode, box.read_file("/tmp/s/x", special=True)) == (0o600, b"y")
 
 
 def test_a_guest_that_answers_for_it(box: Sandbox) -> None:

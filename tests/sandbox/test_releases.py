@@ -75,6 +75,22 @@ def _measured(box: Sandbox) -> None:
     assert set(after["memory"]) == set(after["memory"]["usage"]) == {"usage"}
 
 
+def test_files(given: Options) -> None:
+    """One agent answers all, of another user than root too; when the guest ends it another does."""
+    for user in (0, 7):
+        with Sandbox(**given, user=user) as box:
+            box.files.write("a/b", os.urandom(200_000), parents=True)
+            box.files.move("a/b", "c")
+            found = box.files.stat("c")
+            assert (found.uid, found.size, found.kind) == (user, 200_000, "file")
+            assert [one.name for one in box.files.list()] == ["a", "c"] == [path[11:] for path in box.files.glob("*")]
+            box.files.remove("a", recursive=True)
+            (agent,) = box._agents.there
+            assert [process.pid for process in box.ps()] == [1]
+            box.exec("kill", "-9", str(agent))
+            assert len(box.files.read("c")) == 200_000 and box._agents.there != {agent}
+
+
 def test_checkpoint_and_restore(given: Options, base: Path) -> None:
     """The service goes on; one file or three, as the release writes them; the oldest is refused by name."""
     with Sandbox(**given, service=SERVICE) as box:

@@ -70,6 +70,7 @@ LEFT_OUT = tuple(sorted([*OUT, "fifo", "socket"]))
 def test_there_and_back(box: Sandbox, tree: Path, tmp_path: Path) -> None:
     """Links within it stay, those that lead out and special files are left out and told, both ways; the guest has it
     with its modes, and what was there before is replaced or stays."""
+    before = seen(tree)
     box.exec("sh", "-c", "mkdir -p /tmp/there; cd /tmp/there; echo old >a; ln -s /etc/passwd empty; echo mine >mine")
     assert tuple(sorted(box.put(tree, "/tmp/there"))) == LEFT_OUT
     # Not stat(1): Debian 12's release lacks the call.
@@ -82,6 +83,7 @@ def test_there_and_back(box: Sandbox, tree: Path, tmp_path: Path) -> None:
     os.unlink(tmp_path / "back/sub/deep/further")
     check(tmp_path / "back", tree)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "tree"]
+    assert seen(tree) == before
 
 
 def test_on_asyncio(new_options: Options, tree: Path, tmp_path: Path) -> None:
