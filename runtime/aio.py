@@ -753,7 +753,7 @@ class AsyncSandbox:
     # ---- the sandbox as a whole ----
 
     async def ps(self) -> list[Process]:
-        """The guest's processes, its init (ours) among them."""
+        """The guest's processes; see `Sandbox.ps`."""
         return await _call(self._box.ps)
 
     async def stats(self) -> dict[str, Any]:
