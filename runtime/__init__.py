@@ -74,8 +74,10 @@ from nucleus_gvisor.runtime.errors import (
     SandboxError,
     SandboxGone,
     StartFailed,
+    SyncFailed,
     TimeoutExpired,
     TooManyProcesses,
+    WorkspaceConflict,
 )
 from nucleus_gvisor.runtime.files import FileKind, Files, FileStat
 from nucleus_gvisor.runtime.gvisor import GVisorRuntime, RunscPath, SandboxProcess
@@ -96,6 +98,7 @@ from nucleus_gvisor.runtime.runsc import Release
 from nucleus_gvisor.runtime.sandbox import Completed, CompletedRun, GuestProcess, LivingOptions, Process, Sandbox, run
 from nucleus_gvisor.runtime.secret_files import Credential, SecretSource
 from nucleus_gvisor.runtime.version import VERSION as __version__
+from nucleus_gvisor.runtime.workspace import Changes, Sync, WorkspaceMode
 
 if TYPE_CHECKING:
     from nucleus_gvisor.runtime.aio import AsyncFiles, AsyncGuestProcess, AsyncSandbox, arun
@@ -114,6 +117,7 @@ __all__ = [
     "Busy",
     "CannotExec",
     "Changed",
+    "Changes",
     "ChildDied",
     "Completed",
     "CompletedRun",
@@ -179,12 +183,16 @@ __all__ = [
     "StartFailed",
     "StepFailed",
     "Symlink",
+    "Sync",
+    "SyncFailed",
     "TimeoutExpired",
     "TooBig",
     "TooManyProcesses",
     "Unfit",
     "Unsupported",
     "Untrusted",
+    "WorkspaceConflict",
+    "WorkspaceMode",
     "Writable",
     "__version__",
     "arun",

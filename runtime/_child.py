@@ -717,6 +717,11 @@ def _attach(work: int, plan: Plan, binds: list[tuple[int, str]]) -> int:
         trees.append((_own_tree({}, plan["links"], plan["skeleton"]), "rootfs"))
     if plan["secrets"]:
         trees.append((_own_secrets(plan["secrets"]), SECRETS))
+    # Empty: whoever started this process fills them before anything is executed.
+    trees += [
+        (linux.new_tmpfs(0, mode="0700", size=str(size), nr_inodes=str(entries)), name)
+        for name, size, entries in plan["copies"]
+    ]
     binds = [*trees, *binds]  # first, for some of the binds lie in them
     if plan["missing"] or plan["fill"]:
         binds = [(_completed(work, c, plan["missing"], plan["fill"]) if t == "rootfs" else c, t) for c, t in binds]

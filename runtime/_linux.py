@@ -50,7 +50,10 @@ AT_RECURSIVE = 0x8000
 F_ADD_SEALS, F_GET_SEALS = 1033, 1034
 F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_WRITE = 1, 2, 4, 8
 # linux/openat2.h
-RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
+RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS = 0x01, 0x02, 0x04
+RESOLVE_BENEATH, RESOLVE_IN_ROOT = 0x08, 0x10
+# linux/fs.h
+RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 # linux/close_range.h
 CLOSE_RANGE_CLOEXEC = 4
 # linux/prctl.h
@@ -76,6 +79,8 @@ _NUMBERS = {
     "open_tree": 428, "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432, "close_range": 436,
     "openat2": 437, "mount_setattr": 442, "landlock_create_ruleset": 444, "landlock_add_rule": 445,
     "landlock_restrict_self": 446,
+    # asm/unistd_64.h, asm-generic/unistd.h
+    **({"renameat2": 316, "syncfs": 306} if os.uname().machine == "x86_64" else {"renameat2": 276, "syncfs": 267}),
 }  # fmt: skip
 
 _RT_SIGACTION = 13 if os.uname().machine == "x86_64" else 134  # asm/unistd_64.h, asm-generic/unistd.h
@@ -188,6 +193,23 @@ def open_in_root(root: int, path: bytes, flags: int) -> int:
     """openat2(2), Linux 5.6: `path` as a process sees it whose root is the directory `root`; magic links refused."""
     how = _OpenHow(flags, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
     return _syscall("openat2", root, path, ctypes.byref(how), ctypes.sizeof(how))
+
+
+def open_beneath(root: int, path: bytes, flags: int) -> int:
+    """openat2(2), Linux 5.6, written down: `path` below the directory `root`, through no link and no other mount."""
+    how = _OpenHow(flags, 0, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV)
+    held = _here.ledger.descriptors
+    return held.setdefault(fd := _syscall("openat2", root, path, ctypes.byref(how), ctypes.sizeof(how)), fd)
+
+
+def rename(old: int, name: str | bytes, new: int, target: str | bytes, flags: int) -> None:
+    """renameat2(2), Linux 3.15: not in the place of another, or the two exchanged."""
+    _syscall("renameat2", old, os.fsencode(name), new, os.fsencode(target), flags)
+
+
+def sync_file_system(fd: int) -> None:
+    """syncfs(2), Linux 2.6.39: all of its file system is on disk; since 5.8 it says what could not be written."""
+    _syscall("syncfs", fd)
 
 
 def unshare(flags: int) -> None:

@@ -71,6 +71,7 @@ from nucleus_gvisor.runtime.request import (
     left,
     request,
     seconds,
+    sync_of,
     words_of,
 )
 from nucleus_gvisor.runtime.sandbox import (
@@ -86,6 +87,7 @@ from nucleus_gvisor.runtime.sandbox import (
     launched,
 )
 from nucleus_gvisor.runtime.trees import LONGEST, Copying, to_get, to_put
+from nucleus_gvisor.runtime.workspace import Changes, Sync
 
 MAX_LINE = 1 << 20
 """Bytes of a longer line are given as lines of their own."""
@@ -347,6 +349,7 @@ async def arun(
     timeout: float | None = None,
     check: bool = False,
     max_output: int = MAX_OUTPUT,
+    sync: Sync | str = Sync.NEVER,
     **options: Unpack[SandboxOptions],
 ) -> CompletedRun[Any]:
     """As `run`. To be cancelled, by `asyncio.timeout` for one, ends the guest first.
@@ -355,6 +358,7 @@ async def arun(
     """
     _see_asyncio()
     asked = request(**options)
+    when = sync_of(sync, asked.how["copied"])
     seconds(timeout)
     pipes = Pipes.redirected(input, stdin, stdout, stderr, capture_output)
     try:
@@ -367,10 +371,16 @@ async def arun(
                 if not in_time:
                     process.kill()
                 code = await _finish(process.wait)
-                return ended(process, words, code, pipes, capture, in_time, timeout, check, text, max_output)
+
+                def end() -> CompletedRun[Any]:
+                    return ended(process, words, code, pipes, capture, in_time, timeout, check, text, max_output, when)
+
+                return end() if process.workspace is None else await _finish(end)
         finally:
             if process.pidfd >= 0:  # not all of it has gone
                 await _finish(process.end)
+            if process.workspace is not None:
+                process.workspace.close()
     finally:
         pipes.close()
 
@@ -767,6 +777,14 @@ class AsyncSandbox:
     async def resume(self) -> None:
         """Let them go on."""
         await _call(self._box.resume)
+
+    async def diff(self) -> Changes:
+        """As `Sandbox.diff`."""
+        return await _call(self._box.diff)
+
+    async def sync(self) -> Changes:
+        """As `Sandbox.sync`. To be cancelled does not end it: it is all written, or nothing is, and then raised."""
+        return await _finish(self._box.sync)
 
     async def checkpoint(
         self, directory: HostPath, *, leave_running: bool = False, include_secrets: bool = False

@@ -271,6 +271,8 @@ class Bind:
     """Absolute host path."""
     readonly: bool
     recursive: bool
+    copied: int = 0
+    """The guest has a copy of its own instead, of so many bytes at most."""
     meant: bool = True
     """Did whoever named the source mean it, whatever it is: a bundle's author says so by naming it."""
 
@@ -427,6 +429,7 @@ class OciBundle:
         resolver: bool = False,
         capabilities: str | Iterable[str] = "none",
         secret_files: Sequence[SecretFile] = (),
+        copied: int = 0,
     ) -> Self:
         """A bundle in memory that runs `args`.
 
@@ -442,6 +445,7 @@ class OciBundle:
         `env` is the whole environment; when None, DEFAULT_ENV with the user's home. `rlimits` maps `RLIMIT_*` to
         one limit or to (soft, hard). `capabilities`, in the guest alone, of its root and of its set-id programs are
         "none", "docker" (what Docker gives) or names; any other user has none, for gVisor keeps no ambient ones.
+        With `copied` the mount at WORKSPACE shows a copy of the directory, of so many bytes at most.
         `secret_files` are the guest's user's alone to read (`secret_files.secret_files` reads them).
 
         Raises BadArgument for what cannot be passed on: NUL, not UTF-8, one string of 128 KiB, 2 MiB of strings
@@ -458,7 +462,7 @@ class OciBundle:
         if env is None:
             env = {**DEFAULT_ENV, "HOME": etc_.accounts(uid, gid).find(uid).directory} if own else DEFAULT_ENV
         if cwd is None:
-            cwd = WORKSPACE if own else "/"
+            cwd = WORKSPACE if own or copied else "/"
         mine = [_as_mount(mount) for mount in mounts]
         binds, links = ([], {}) if rootfs is not None else _host_binds([mount.target for mount in mine], linked=own)
         trees = []
@@ -500,7 +504,12 @@ class OciBundle:
         bundle._secret_files = tuple(secret_files)
         meant = {mount.target: mount.meant for mount in [*binds, *mine]}
         bundle._binds = tuple(
-            replace(bind, meant=meant[str(mounted[bind.index]["destination"])]) for bind in bundle._binds
+            replace(
+                bind,
+                meant=meant[(target := str(mounted[bind.index]["destination"]))],
+                copied=copied if target == WORKSPACE else 0,
+            )
+            for bind in bundle._binds
         )
         return bundle
 

@@ -20,9 +20,9 @@ from nucleus_gvisor.runtime import audit
 from nucleus_gvisor.runtime._linux import ignores_its_group
 from nucleus_gvisor.runtime.audit import Record
 from nucleus_gvisor.runtime.bounds import KEPT, RecordBounds
-from nucleus_gvisor.runtime.bundle import CAPABILITIES, DEFAULT_ENV, Etc, OciBundle, capabilities_of
+from nucleus_gvisor.runtime.bundle import CAPABILITIES, DEFAULT_ENV, WORKSPACE, Etc, OciBundle, capabilities_of
 from nucleus_gvisor.runtime.capture import NAMES
-from nucleus_gvisor.runtime.errors import CannotExec, HookFailed, PoststartFailed, SandboxError
+from nucleus_gvisor.runtime.errors import CannotExec, HookFailed, PoststartFailed, SandboxError, SyncFailed
 from nucleus_gvisor.runtime.gvisor import GVisorRuntime, SandboxProcess
 from nucleus_gvisor.runtime.limits import DISK_DEFAULT, Limits
 from nucleus_gvisor.runtime.options import (
@@ -37,11 +37,12 @@ from nucleus_gvisor.runtime.options import (
     as_flags,
 )
 from nucleus_gvisor.runtime.paths import described
-from nucleus_gvisor.runtime.request import accounts_of
-from nucleus_gvisor.runtime.sandbox import Sandbox, limited
+from nucleus_gvisor.runtime.request import accounts_of, sync_of, workspace_of
+from nucleus_gvisor.runtime.sandbox import Sandbox, limited, synchronise
 from nucleus_gvisor.runtime.secret_files import SecretSource, parsed, secret_files
 from nucleus_gvisor.runtime.streams import Relay, handling, open_standard_descriptors
 from nucleus_gvisor.runtime.version import VERSION
+from nucleus_gvisor.runtime.workspace import Changes, Sync, WorkspaceMode
 
 OURS = 125
 """Exit code when the launch failed, or runsc did not start the guest, which never ran; or when a stream of it that is
@@ -318,6 +319,15 @@ def _capabilities(text: str) -> str | tuple[str, ...]:
     return asked
 
 
+def _workspace(text: str) -> tuple[str, WorkspaceMode]:
+    path, colon, mode = text.rpartition(":")
+    if colon and path and mode in list(WorkspaceMode):
+        return path, WorkspaceMode(mode)
+    if not text:
+        raise argparse.ArgumentTypeError("expected DIR[:MODE], the mode copy, ro or rw")
+    return text, WorkspaceMode.COPY
+
+
 def _secret(text: str) -> tuple[str, SecretSource]:
     try:
         return parsed(text)
@@ -391,6 +401,11 @@ def _add_launch(parser: argparse.ArgumentParser, *, lives: bool = False) -> None
         "or NAME, one a line, without quotes; empty lines and those with # in front are left out")  # fmt: skip
     add("--secret-file", metavar="TARGET=SOURCE", type=_secret, action="append", default=[], help="a file "
         "that the guest's user alone reads, on no disk: from PATH, fd:NUMBER or credential:NAME")  # fmt: skip
+    add("--workspace", metavar="DIR[:MODE]", type=_workspace, help="a directory of the host, at /workspace, where the "
+        "guest starts: as a copy (default), ro or rw")  # fmt: skip
+    add("--workspace-size", metavar="BYTES", type=_size, help="what a copy of it may have (default: 1G)")
+    add("--sync", choices=[str(s) for s in Sync], default="never", help="write back what was changed in the copy: "
+        "never (default), on success, or always")  # fmt: skip
     add("--cwd", metavar="DIR", help="the guest's working directory (default: /workspace, its own; / with --rootfs)")
     add("--hostname", metavar="NAME", default="gvisor", help="the guest's host name (default: gvisor)")
     add("--user", metavar="USER[:GROUP]", default="0:0", help="the guest's user, by number or by a name that it knows "
@@ -433,11 +448,12 @@ def bundle_of(given: argparse.Namespace) -> OciBundle | Path:
     """The bundle that the arguments mean: built, or the directory to load at launch."""
     words = given.words[1:] if given.words[:1] == ["--"] else given.words
     if given.bundle is not None:
-        if words or given.mount or given.env or given.env_file or given.cwd or given.rlimit or given.secret_file:
+        beside = (given.mount, given.env, given.env_file, given.cwd, given.rlimit, given.secret_file, given.workspace)
+        if words or any(beside):
             raise BadArgument(
                 "a bundle brings its own command, mounts, environment and directory",
                 step="Resolve",
-                observed=" ".join(words) or "--mount, --env, --cwd, --rlimit or --secret-file",
+                observed=" ".join(words) or "--mount, --env, --cwd, --rlimit, --secret-file or --workspace",
                 expected="nothing beside --bundle",
                 hint="write them into the bundle's config.json",
             )
@@ -451,18 +467,20 @@ def bundle_of(given: argparse.Namespace) -> OciBundle | Path:
             hint="name the program: nucleus-gvisor run -- echo hello",
         )
     rootfs = None if given.rootfs is None else _absolute(given.rootfs)
+    work, copied = workspace_of(*_workspace_of(given))
+    sync_of(given.sync, copied)
     who = accounts_of(rootfs, given.etc == "generated", given.user).find(given.user)
     return OciBundle.build(
         words,
         rootfs=rootfs,
         readonly=given.writable is None,
-        mounts=given.mount,
+        mounts=[*given.mount, *work],
         env={
             **DEFAULT_ENV,
             "HOME": who.directory,
             **_environment(given.env, given.env_file),
         },
-        cwd=given.cwd,
+        cwd=WORKSPACE if work and given.cwd is None else given.cwd,
         hostname=given.hostname,
         uid=who.uid,
         gid=who.gid,
@@ -473,7 +491,13 @@ def bundle_of(given: argparse.Namespace) -> OciBundle | Path:
         resolver=given.network == NetworkMode.HOST,
         capabilities=given.capabilities,
         secret_files=secret_files(_secrets_of(given)),
+        copied=copied,
     )
+
+
+def _workspace_of(given: argparse.Namespace) -> tuple[str | None, WorkspaceMode, int | None]:
+    path, mode = given.workspace or (None, WorkspaceMode.COPY)
+    return None if path is None else _absolute(path), mode, given.workspace_size
 
 
 def _secrets_of(given: argparse.Namespace) -> dict[str, SecretSource]:
@@ -621,10 +645,31 @@ def _run(given: argparse.Namespace) -> int:
         return OURS
     relay.started()
     code = _wait(process, relay, given.timeout)
-    failure = process.failure()
+    failure: SandboxError | None = process.failure()
+    changes, synchronised = None, False
     if failure is not None:
         code = _code_of(failure)
-    _report(given, container, process.record, process=process, code=code, error=failure)
+    elif process.workspace is not None:
+        try:
+            # What ended it other than by itself is no end of the program's own.
+            ended = process.returncode is not None and process.returncode >= 0 and code == process.returncode
+            changes, synchronised = synchronise(process, code, Sync(given.sync) if ended else Sync.NEVER)
+        except (SandboxError, OSError) as error:
+            failure = error if isinstance(error, SandboxError) else SyncFailed("/workspace", error)
+            code = OURS
+    if changes and not synchronised:
+        told = ", ".join(f"{len(names)} {word}" for word, names in vars(changes).items() if names)
+        print(f"nucleus-gvisor: the workspace has {told}, which is not written back: --sync", file=sys.stderr)
+    _report(
+        given,
+        container,
+        process.record,
+        process=process,
+        code=code,
+        error=failure,
+        changes=changes,
+        synchronised=synchronised,
+    )
     if failure is not None:
         _complain(failure)
     return code
@@ -650,8 +695,13 @@ def _shell(given: argparse.Namespace) -> int:
         )
     words = (given.words[1:] if given.words[:1] == ["--"] else given.words) or ["sh"]
     try:
-        with _sandbox_of(given) as box, box.popen(words, pty=True, window=_window()) as process:
-            return interact(process)
+        with _sandbox_of(given) as box:
+            sync = sync_of(given.sync, box.copied)
+            with box.popen(words, pty=True, window=_window()) as process:
+                code = interact(process)
+            if sync is Sync.ALWAYS or (sync is Sync.SUCCESS and code == 0):
+                box.sync()
+            return code
     except SandboxError as error:
         _complain(error)
         return _code_of(error)
@@ -659,6 +709,7 @@ def _shell(given: argparse.Namespace) -> int:
 
 def _sandbox_of(given: argparse.Namespace) -> Sandbox:
     limits = limits_of(given)
+    workspace, mode, size = _workspace_of(given)
     return Sandbox(
         given.artifact_base,
         given.id,
@@ -673,6 +724,9 @@ def _sandbox_of(given: argparse.Namespace) -> Sandbox:
         etc=given.etc,
         capabilities=given.capabilities,
         secret_files=_secrets_of(given),
+        workspace=workspace,
+        workspace_mode=mode,
+        workspace_size=size,
         hostname=given.hostname,
         memory=limits.memory,
         cpus=limits.cpus,
@@ -789,6 +843,8 @@ def _report(
     process: SandboxProcess | None = None,
     code: int = OURS,
     error: Error | None = None,
+    changes: Changes | None = None,
+    synchronised: bool = False,
 ) -> None:
     data = summary(
         container,
@@ -799,6 +855,8 @@ def _report(
         limits=None if process is None else process.achieved_limits,
         limit=None if process is None else process.held.met(),
         problems=[] if process is None else list(map(str, process.problems)),
+        changes=None if changes is None else changes.as_dict(),
+        synchronised=synchronised,
         error=None if error is None else _described(error),
     )
     if given.show:

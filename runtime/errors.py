@@ -156,7 +156,8 @@ class OutputLimit(SandboxError):
 
 class CopyFailed(SandboxError):
     """What the program wrote could not be written to the caller's file, or what it was to read not be read from it: the
-    disk is full, say. `stream` is "stdin", "stdout" or "stderr", `errno` the error, which is the cause as well.
+    disk is full, say. `stream` is "stdin", "stdout" or "stderr", or "workspace" where what the guest has left
+    there cannot be read; `errno` is the error, which is the cause as well.
 
     The program has been ended, or was cut off from its streams; `stdout` and `stderr` have what was captured.
     """
@@ -171,6 +172,50 @@ class CopyFailed(SandboxError):
         self.hint: str = remedy(error)
         self.stdout: Any = stdout
         self.stderr: Any = stderr
+
+
+class WorkspaceConflict(SandboxError):
+    """The host's directory has changed since the guest's copy of it was made: nothing was written.
+
+    `paths` are the names, relative to it, that would have been written and are no longer what was copied; `stdout` and
+    `stderr` have what the guest of a `run` wrote.
+    """
+
+    expected = "a directory as it was copied"
+    hint = "look at the two: the guest's is in /workspace of a Sandbox, and `get` takes it out"
+
+    stdout: Any = None
+    stderr: Any = None
+
+    def __init__(self, path: str, paths: Sequence[str]) -> None:
+        more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+        names = ", ".join(map(shown, paths[:3]))
+        super().__init__(f"the workspace has changed on the host, and is not written: {shown(path)}: {names}{more}")
+        self.path: str = path
+        self.paths: tuple[str, ...] = tuple(paths)
+
+
+class SyncFailed(SandboxError):
+    """What the guest has changed could not be written to the host's directory, which is as it was.
+
+    Unless `pending`: then that could not be had either, and the next launch with a workspace goes on with it, and so
+    does `nucleus-gvisor gc`. `errno` is the error, which is the cause as well.
+    """
+
+    expected = "a directory that can be written"
+    hint: str = "look at the directory, and call `sync` again"
+
+    stdout: Any = None
+    stderr: Any = None
+
+    def __init__(self, path: str, error: OSError, *, pending: bool = False) -> None:
+        what = f"{shown(error.filename)}: " if error.filename else ""
+        end = "it is half written, and `nucleus-gvisor gc` goes on with it" if pending else "it is as it was"
+        super().__init__(f"the workspace {shown(path)} cannot be written: {what}{error.strerror}; {end}")
+        self.path: str = path
+        self.errno: int | None = error.errno
+        self.pending: bool = pending
+        self.hint = remedy(error)
 
 
 class OutOfMemory(SandboxGone):

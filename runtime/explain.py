@@ -250,6 +250,15 @@ class _Dry(Launch):
             )
         self._guest = guest = self._look_at(bundle)
         for source in guest.sources:
+            if source.copied:
+                self._say(
+                    "copy",
+                    f"{os.fsdecode(source.path)} -> {os.fsdecode(self._location)}/{source.target}, a tmpfs of"
+                    f" {source.copied} bytes at most",
+                    "once it is there, and before anything is executed; what killed processes had begun to write back"
+                    " is finished or undone first",
+                )
+                continue
             how = "read-only" if source.readonly else "writable"
             self._say(
                 "bind",

@@ -39,6 +39,7 @@ from nucleus_gvisor.runtime.said import Said
 from nucleus_gvisor.runtime.steps import resolve, stage
 from nucleus_gvisor.runtime.streams import open_standard_descriptors
 from nucleus_gvisor.runtime.supervisor import Supervisor
+from nucleus_gvisor.runtime.workspace import Copy
 
 START_PATIENCE, START_GLANCE = 30.0, 0.003
 """Seconds to wait for the guest's start before its poststart hooks are run all the same, and between two looks."""
@@ -95,6 +96,8 @@ class SandboxProcess:
         """The arguments that runsc was given."""
         self.release: runsc.Release | None = launch.confined.release
         """What runsc says of itself."""
+        self.workspace: Copy | None = launch.workspace
+        """The copy that the guest works on, where it has one."""
         self.made_with: Mapping[str, object] = launch.made_with
         """What a checkpoint of it must be restored with."""
         self.achieved_root: str = launch.root
@@ -289,7 +292,11 @@ class SandboxProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.end()
+        try:
+            self.end()
+        finally:
+            if self.workspace is not None:
+                self.workspace.close()
 
     def __repr__(self) -> str:
         return f"<SandboxProcess {self.container_id} pid={self.pid} returncode={self.returncode}>"

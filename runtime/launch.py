@@ -4,6 +4,7 @@ Options and bundle go in, `drive` fires one action after the other, and every ef
 through `observe` (look, before the guards judge) and `perform` (do, and show that it is done).
 """
 
+import errno
 import json
 import os
 import resource
@@ -34,7 +35,7 @@ from nucleus_gvisor.model.machine import LaunchMachine, fresh
 from nucleus_gvisor.model.record import TransitionRecord, set_digest
 from nucleus_gvisor.model.states import TERMINAL, LaunchState
 from nucleus_gvisor.model.table import CONFINE, STAGE, failure_row
-from nucleus_gvisor.runtime import _child, image, interpreter, kept, retention, runsc
+from nucleus_gvisor.runtime import _child, image, interpreter, kept, retention, runsc, workspace, writeback
 from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.audit import Record
 from nucleus_gvisor.runtime.bundle import HostPath, OciBundle
@@ -56,7 +57,7 @@ from nucleus_gvisor.runtime.options import (
     Writable,
     judge_id,
 )
-from nucleus_gvisor.runtime.paths import NAME_A_BASE, file_id, make_directory, open_base
+from nucleus_gvisor.runtime.paths import NAME_A_BASE, calls, file_id, make_directory, open_base
 from nucleus_gvisor.runtime.said import Said
 from nucleus_gvisor.runtime.steps import confine, exec_, fail, prepare, resolve, stage
 from nucleus_gvisor.runtime.streams import open_standard_descriptors
@@ -87,6 +88,7 @@ LIMITS = {
     resource.RLIMIT_NPROC: Least("RLIMIT_NPROC", 64),
 }
 """Below these, runsc fails or hangs after exec."""
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _SKIPPABLE = (ConfineFailed, NotProved, Incompatible)
 
 
@@ -132,6 +134,8 @@ class Launch:
         """Fields of the bundle that nobody keeps, and that are left out."""
         self._checkpoint = checkpoint
         self._image: image.Image | None = None
+        self.workspace: workspace.Copy | None = None
+        """The copy that the guest works on."""
         self.made_with: Mapping[str, Any] = {}
         """What a checkpoint of this sandbox must be restored with."""
         self._identity: Identity | None = None
@@ -707,6 +711,14 @@ class Launch:
                 expected='confinement="mount-locked"',
                 hint="launch it confined, or hand the secret over in another way",
             )
+        if any(source.copied for source in guest.sources) and (not locked or self._in_place):
+            raise Unsupported(
+                "a copy of a workspace is kept on a tmpfs that only mount-locked makes",
+                step="Confine",
+                observed="a launch in place" if self._in_place else f"confinement {confinement and confinement.value}",
+                expected='confinement="mount-locked", and not in place',
+                hint='workspace_mode="ro", or "rw"',
+            )
         if guest.missing and not locked:  # there is no other tree than the caller's to make them in
             target, is_directory = guest.missing[0]
             raise prepare.no_place(target, guest.sources[0].path, os.fsencode(target), is_directory)
@@ -731,7 +743,7 @@ class Launch:
             bound=staged.bound if locked else {},
             place=place.path,
             place_identity=file_id(os.fstat(place.directory)),
-            binds=[(s.path, s.identity, s.target, s.readonly, s.recursive) for s in guest.sources],
+            binds=[(s.path, s.identity, s.target, s.readonly, s.recursive) for s in guest.sources if not s.copied],
             skeleton=None if guest.skeleton is None else list(guest.skeleton),
             missing=list(guest.missing),
             fill=dict(guest.fill) if locked else {},
@@ -757,6 +769,7 @@ class Launch:
             image=[] if self._image is None else list(self._image.files),
             store=guest.writable is Writable.DISK,
             ranges=subordinate() if locked and self._wants_ids() else None,
+            copies=[(s.target, s.copied, workspace.MOST) for s in guest.sources if s.copied],
             secrets=[(secret.content, self._user()[0]) for secret in guest.bundle.secret_files],
         )
 
@@ -880,6 +893,7 @@ class Launch:
             exec_.join(self.confined, self._plan)
             return {"pid": os.getpid(), "in_place": True, **shown}
         self.place.own(self.confined.child.pid)
+        shown |= self._copy_workspace(self.confined.child.pid)
         if self.said is not None and self.said.kept:
             shown["debug"] = [os.fspath(path) for path in self.said.kept]
         assert self.limits is not None
@@ -894,6 +908,51 @@ class Launch:
         if self.hooks:
             shown["hooks"] = self.hooks.create(self.confined.child.pid)
         return {**exec_.in_child(self.confined, argv, env), **shown}
+
+    def _copy_workspace(self, pid: int) -> Mapping[str, object]:
+        """Fill the copy of the workspace, which lies empty in the mounts of the child."""
+        assert self.place is not None and self._guest is not None
+        source = next((source for source in self._guest.sources if source.copied), None)
+        if source is None:
+            return {}
+        if not self.place.shared:
+            for path, error in writeback.recover(self.place.base):
+                if error is not None and os.fsencode(path) == source.path:
+                    raise StepFailed(
+                        "the workspace is half written, by a process that was killed",
+                        step="Exec",
+                        path=path,
+                        observed=str(error),
+                        expected="to go on with it",
+                        hint=remedy(error),
+                    ) from error
+        with calls("Exec", source.path, expected="a directory that can be read"):
+            directory = linux.open(source.path, _DIRECTORY)
+            if file_id(os.fstat(directory)) != source.identity:
+                raise SafetyViolation(
+                    "changed after it was judged",
+                    step="Exec",
+                    path=source.path,
+                    observed="another directory",
+                    expected="what was judged",
+                )
+            place = b"/proc/%d/root%s/%s" % (pid, self.place.path, os.fsencode(source.target))
+            copy = linux.open(place, _DIRECTORY)
+        self.workspace = workspace.Copy(directory, source.path, copy, source.copied, self.options.artifact_base)
+        linux.ledger().processes.append(_Closed(self.workspace))
+        try:
+            return {"workspace": self.workspace.fill()}
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.E2BIG)
+            most = f"{source.copied} bytes and {workspace.MOST} entries"
+            raise StepFailed(
+                "the workspace does not fit into its copy" if full else "the workspace cannot be copied",
+                step="Exec",
+                path=os.path.join(source.path, os.fsencode(error.filename or b"")),
+                observed=error.strerror,
+                expected=f"{most} at most" if full else "files and directories that this user can read",
+                hint="workspace_size=BYTES allows more, of memory" if full else remedy(error),
+            ) from error
 
     def _image_in_place(self) -> int:
         """What the calling process executes, now that it is in the child's namespaces; a set lies there only."""
@@ -997,6 +1056,16 @@ class Launch:
                 place.close()
         except (LaunchError, OSError) as error:
             self.record.problem = str(error)
+
+
+class _Closed:
+    """Has a launch that does not succeed let go of a copy."""
+
+    def __init__(self, copy: workspace.Copy) -> None:
+        self._copy = copy
+
+    def end(self) -> None:
+        self._copy.close()
 
 
 def _oom_score() -> int:

@@ -16,6 +16,7 @@ from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.cleanup import collect, components, owner_lives, read_lock
 from nucleus_gvisor.runtime.identity import Identity
 from nucleus_gvisor.runtime.paths import enter, open_base
+from nucleus_gvisor.runtime.writeback import recover
 
 PATIENCE = 30.0
 
@@ -36,12 +37,13 @@ class Running:
     lock: str
 
 
-def _locks(base: os.PathLike[str] | None) -> tuple[int, int, bytes]:
-    """Descriptors of the base and of its locks; StepFailed and BadBase as a launch has them."""
+def _locks(base: os.PathLike[str] | None) -> tuple[int, int, bytes, bytes]:
+    """Descriptors of the base and of its locks, its path, and the directory above that is shared with others, if any;
+    StepFailed and BadBase as a launch has them."""
     identity = Identity.current()
-    directory, path, _ = open_base(base, identity)
+    directory, path, shared = open_base(base, identity)
     try:
-        return directory, enter(directory, b"locks", path + b"/locks", create=True), path
+        return directory, enter(directory, b"locks", path + b"/locks", create=True), path, shared
     except BaseException:
         os.close(directory)
         raise
@@ -49,7 +51,7 @@ def _locks(base: os.PathLike[str] | None) -> tuple[int, int, bytes]:
 
 def running(base: os.PathLike[str] | None = None) -> list[Running]:
     """The sandboxes below `base`, the oldest first; those of other pid namespaces cannot be seen."""
-    directory, locks, _ = _locks(base)
+    directory, locks, _, _ = _locks(base)
     try:
         found = [_look(locks, name) for name in components(locks)]
     finally:
@@ -103,10 +105,15 @@ def kill(container_id: str, base: os.PathLike[str] | None = None) -> Running:
 
 
 def gc(base: os.PathLike[str] | None = None) -> list[str]:
-    """Remove what dead launches left; the names of their directories. Each launch does so too, when it starts."""
-    directory, locks, path = _locks(base)
+    """Remove what dead launches left; the names of their directories. Each launch does so too, when it starts.
+
+    What killed processes had begun to write to a workspace is finished or undone: its path is named too.
+    """
+    directory, locks, path, shared = _locks(base)
     try:
-        return collect(directory, path, locks)
+        # Below a directory that others write no journal is made, and none is believed.
+        written = [] if shared else [where for where, why in recover(directory) if why is None]
+        return [*collect(directory, path, locks), *written]
     finally:
         os.close(locks)
         os.close(directory)

@@ -22,7 +22,9 @@ NAME_A_BASE = 'name a directory that only you can write: artifact_base="DIR", or
 _PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
-_OURS = re.compile(r"locks|records|sets|sources|lock|tmp-[0-9a-f]+|id-[0-9a-f]{64}|[0-9a-f]{32}", re.ASCII)
+_OURS = re.compile(
+    r"locks|records|sets|sources|lock|tmp-[0-9a-f]+|sync-[0-9a-f]{32}|id-[0-9a-f]{64}|[0-9a-f]{32}", re.ASCII
+)
 """What launches make in an artifact base, or in a cache."""
 
 

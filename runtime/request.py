@@ -42,6 +42,8 @@ from nucleus_gvisor.runtime.options import (
 )
 from nucleus_gvisor.runtime.secret_files import SecretSource
 from nucleus_gvisor.runtime.secret_files import secret_files as secrets_of
+from nucleus_gvisor.runtime.workspace import SIZE as WORKSPACE_SIZE
+from nucleus_gvisor.runtime.workspace import Sync, WorkspaceMode
 
 Environment = Mapping[str, str | None] | Sequence[str]
 """Variables by name, None for one that is not to be there, or a list of NAME=VALUE."""
@@ -98,6 +100,9 @@ class OwnOptions(TypedDict, total=False):
     etc: Etc | str
     capabilities: str | Sequence[str]
     secret_files: Mapping[str, SecretSource] | None
+    workspace: HostPath | None
+    workspace_mode: WorkspaceMode | str
+    workspace_size: int | None
 
 
 class SandboxOptions(OwnOptions, total=False):
@@ -200,6 +205,9 @@ def request(
     etc: Etc | str = Etc.GENERATED,
     capabilities: str | Sequence[str] = "none",
     secret_files: Mapping[str, SecretSource] | None = None,
+    workspace: HostPath | None = None,
+    workspace_mode: WorkspaceMode | str = WorkspaceMode.COPY,
+    workspace_size: int | None = None,
 ) -> Request:
     """Judge the arguments that `Sandbox` documents."""
     where = Writable.asked(writable)
@@ -208,9 +216,10 @@ def request(
     etc = etc_of(etc)
     own = rootfs is None and etc is Etc.GENERATED
     start = directory(working_dir, "working_dir") if cwd is None else directory(cwd, "cwd")
-    if own and cwd is None and working_dir is None:
+    work, copied = workspace_of(workspace, workspace_mode, workspace_size)
+    if (own or work) and cwd is None and working_dir is None:
         start = WORKSPACE
-    asked = _mounts(mounts)
+    asked = [*_mounts(mounts), *work]
     if disk is None and where is Writable.DISK:
         disk = DISK_DEFAULT
     elif disk is not None and where is not Writable.DISK:
@@ -231,6 +240,7 @@ def request(
         "resolver": network_mode(network) is NetworkMode.HOST,
         "capabilities": capabilities_of(capabilities),
         "secret_files": secrets_of(secret_files),
+        "copied": copied,
     }
     accounts = accounts_of(rootfs, own, user)
     who = accounts.find(user)
@@ -260,6 +270,46 @@ def request(
         options,
         Limits(memory=memory, cpus=cpus, pids=pids, lifetime=lifetime, disk=disk, enforcement=limits),  # type: ignore[arg-type]
         how,
+    )
+
+
+def workspace_of(directory: HostPath | None, mode: object, size: object) -> tuple[list[Mount], int]:
+    """The mount of a caller's workspace, if he has any, and how many bytes a copy of it may have, or 0 for none."""
+    try:
+        how = WorkspaceMode(mode)  # type: ignore[arg-type]
+    except ValueError:
+        raise _unfit_workspace("workspace_mode", mode, ", ".join(WorkspaceMode)) from None
+    if size is not None and (type(size) is not int or not 1 << 16 <= size <= 1 << 50):
+        raise _unfit_workspace("workspace_size", size, "a number of bytes, from 64 KiB on")
+    if directory is None or how is not WorkspaceMode.COPY:
+        if size is not None:
+            raise _unfit_workspace("workspace_size", size, "a workspace that is copied")
+        if directory is None and how is not WorkspaceMode.COPY:
+            raise _unfit_workspace("workspace_mode", mode, "a workspace")
+    if directory is None:
+        return [], 0
+    mount = Mount(source=os.path.abspath(os.fsdecode(directory)), target=WORKSPACE, readonly=how is WorkspaceMode.RO)
+    return [mount], (size or WORKSPACE_SIZE) if how is WorkspaceMode.COPY else 0
+
+
+def sync_of(asked: object, copied: int) -> Sync:
+    """What a caller's `sync` means; BadArgument for what is none, or where nothing is copied."""
+    try:
+        sync = Sync(asked)  # type: ignore[arg-type]
+    except ValueError:
+        raise _unfit_workspace("sync", asked, ", ".join(Sync)) from None
+    if sync is not Sync.NEVER and not copied:
+        raise _unfit_workspace("sync", sync.value, "a workspace that is copied")
+    return sync
+
+
+def _unfit_workspace(name: str, value: object, expected: str) -> BadArgument:
+    return BadArgument(
+        f"{name} refused",
+        step="Resolve",
+        observed=repr(value)[:120],
+        expected=expected,
+        hint=f"leave {name} away to have its default",
     )
 
 

@@ -77,8 +77,10 @@ from nucleus_gvisor.runtime.errors import (
     RunscFailed,
     SandboxGone,
     StartFailed,
+    SyncFailed,
     TimeoutExpired,
     TooManyProcesses,
+    WorkspaceConflict,
 )
 from nucleus_gvisor.runtime.files import (
     FAREWELL,
@@ -113,11 +115,13 @@ from nucleus_gvisor.runtime.request import (
     directory,
     request,
     seconds,
+    sync_of,
     words_of,
 )
 from nucleus_gvisor.runtime.said import FAILED as RUNSC_FAILED
 from nucleus_gvisor.runtime.said import reason_of
 from nucleus_gvisor.runtime.trees import LONGEST, Copying, no_regular, to_get, to_put
+from nucleus_gvisor.runtime.workspace import Changes, Copy, Sync
 
 Wrote = TypeVar("Wrote", bound=Output, covariant=True)
 """What a program's captured streams are: str, bytes, or None where they may not have been captured."""
@@ -204,6 +208,10 @@ class CompletedRun(Completed[Wrote]):
     """Each limit that was asked for, and who enforces it (`limits`)."""
     achieved_root: str
     """What the guest's root was: `read-only`, or where its writes went (`Writable`)."""
+    changes: Changes | None
+    """What the guest has changed in its copy of the workspace; None without one."""
+    synchronised: bool
+    """Has that been written to the workspace (`Sync`)."""
 
     def __new__(
         cls,
@@ -215,15 +223,23 @@ class CompletedRun(Completed[Wrote]):
         achieved: str,
         achieved_limits: Mapping[str, str],
         achieved_root: str,
+        changes: Changes | None = None,
+        synchronised: bool = False,
     ) -> Self:
         self = super().__new__(cls, args, returncode, stdout, stderr)
         vars(self).update(
-            record=record, achieved=achieved, achieved_limits=achieved_limits, achieved_root=achieved_root
+            record=record,
+            achieved=achieved,
+            achieved_limits=achieved_limits,
+            achieved_root=achieved_root,
+            changes=changes,
+            synchronised=synchronised,
         )
         return self
 
     def __getnewargs__(self) -> tuple[Any, ...]:
-        return *super().__getnewargs__(), self.record, self.achieved, self.achieved_limits, self.achieved_root
+        achieved = self.achieved, self.achieved_limits, self.achieved_root
+        return *super().__getnewargs__(), self.record, *achieved, self.changes, self.synchronised
 
 
 # ---- run ----
@@ -237,6 +253,7 @@ class RunOptions(SandboxOptions, total=False):
     timeout: float | None
     check: bool
     max_output: int
+    sync: Sync | str
 
 
 @overload
@@ -311,6 +328,7 @@ def run(
     timeout: float | None = None,
     check: bool = False,
     max_output: int = MAX_OUTPUT,
+    sync: Sync | str = Sync.NEVER,
     **options: Unpack[SandboxOptions],
 ) -> CompletedRun[Any]:
     """Run `args` in a sandbox of its own, as `subprocess.run` would; `options` are those of `Sandbox`.
@@ -321,8 +339,13 @@ def run(
     `max_output` bytes on a stream, and OutOfMemory, TooManyProcesses and LifetimeExpired for the sandbox's own limits
     carry the output until then, GuestFailed with `check` the code too. Nothing ran after a LaunchError, after
     CannotExec (there is no such program, or it cannot be executed) and after StartFailed (runsc says why).
+
+    Of a workspace that is copied, `changes` of the result are what the guest has changed; `sync` says whether they are
+    written back: "never", on "success" (the code 0) or "always", once the program has ended by itself.
+    WorkspaceConflict and SyncFailed mean that nothing of it was.
     """
     asked = request(**options)
+    when = sync_of(sync, asked.how["copied"])
     seconds(timeout)
     pipes = Pipes.redirected(input, stdin, stdout, stderr, capture_output)
     try:
@@ -335,7 +358,7 @@ def run(
                 if not in_time:
                     process.kill()
                 code = process.wait()
-                return ended(process, words, code, pipes, capture, in_time, timeout, check, text, max_output)
+                return ended(process, words, code, pipes, capture, in_time, timeout, check, text, max_output, when)
     finally:
         pipes.close()
 
@@ -379,6 +402,7 @@ def ended(
     check: bool,
     text: bool,
     max_output: int,
+    sync: Sync = Sync.NEVER,
 ) -> CompletedRun[Any]:
     """What a `run` that has ended returns, or what it raises."""
     capture.drain()
@@ -396,12 +420,38 @@ def ended(
             failure.stdout, failure.stderr = out, err
         raise failure
     returncode = code if code >= 0 else 128 - code
+    try:
+        changes, synchronised = synchronise(process, returncode, sync)
+    except (WorkspaceConflict, SyncFailed) as error:
+        error.stdout, error.stderr = out, err
+        raise
+    except OSError as error:  # the guest has made what cannot be read
+        raise CopyFailed(words, "workspace", error, out, err) from error
     done: CompletedRun[Any] = CompletedRun(
-        words, returncode, out, err, process.record, process.achieved, process.achieved_limits, process.achieved_root
+        words,
+        returncode,
+        out,
+        err,
+        process.record,
+        process.achieved,
+        process.achieved_limits,
+        process.achieved_root,
+        changes,
+        synchronised,
     )
     if check:
         done.check_returncode()
     return done
+
+
+def synchronise(process: SandboxProcess, code: int, sync: Sync) -> tuple[Changes | None, bool]:
+    """What its guest has changed in the copy of its workspace, and was it written back, as `sync` says."""
+    copy = process.workspace
+    if copy is None:
+        return None, False
+    if sync is Sync.ALWAYS or (sync is Sync.SUCCESS and code == 0):
+        return copy.sync(), True
+    return copy.diff(), False
 
 
 def _limit_met(name: str, limits: Limits, out: Output, err: Output) -> SandboxGone:
@@ -491,7 +541,9 @@ class Sandbox:
     UID, (UID, GID) or "USER[:GROUP]", by number or by a name that the guest knows; `etc`, "generated" or "none", and
     `capabilities`, "none", "docker" or names, as in `OciBundle.build`; `secret_files`, places in the guest and where
     what is to lie there comes from (a path, a descriptor, a `Credential`, or bytes), for `user` alone to read;
-    `hostname`; `rlimits` as in `OciBundle.build`;
+    `workspace`, a directory of the host that the guest has at /workspace, where it starts: as `workspace_mode` says, a
+    "copy" (the default, of up to `workspace_size` bytes, 1 GiB) whose changes `diff` shows and `sync` writes back,
+    "ro" or "rw"; `hostname`; `rlimits` as in `OciBundle.build`;
     `runsc`, the binary to use, and `pin`, its SHA-256; `platform`, `confinement`, `enforcement`, `record`, `audit`,
     `keep_records` and `debug_dir` as in `GVisorOciRunOptions`; and limits of the whole sandbox, as in `Limits`:
     `memory` in bytes, `cpus`, `pids`, `lifetime` in seconds, and `limits`, "required" or "best_effort". Who enforces
@@ -1254,6 +1306,42 @@ class Sandbox:
             hint="do it again: another is started",
         )
 
+    # ---- the workspace ----
+
+    @property
+    def copied(self) -> int:
+        """How many bytes its copy of the workspace may have; 0 without one."""
+        return int(self._request.how["copied"])
+
+    def diff(self) -> Changes:
+        """What the guest has changed in its copy of the workspace, since it was made or last synchronised.
+
+        OSError for what cannot be read, as the guest may have made it. Like `sync` it can be asked for when the sandbox
+        has ended by itself, until it is closed.
+        """
+        return self._workspace("diff").diff()
+
+    def sync(self) -> Changes:
+        """Write that to the workspace: all of it or, when anything is raised, nothing; what was written.
+
+        WorkspaceConflict where the host's directory is no longer what was copied, at a name that would be written;
+        SyncFailed where it cannot be written, as on a full disk. Links that lead out of the workspace, FIFOs, sockets
+        and devices are left out, and so are set-id bits. A process that is killed in it leaves the directory as it was
+        or as it was meant to be, once the next launch with a workspace, or `nucleus-gvisor gc`, has gone on with it.
+        """
+        return self._workspace("sync").sync()
+
+    def _workspace(self, what: str) -> Copy:
+        copy = self._process.workspace
+        if copy is None:
+            raise BadArgument(
+                f"nothing to {what}",
+                observed="no workspace that is copied",
+                expected="one",
+                hint='workspace="DIR" copies that directory',
+            )
+        return copy
+
     # ---- the sandbox as a whole ----
 
     def ps(self) -> list[Process]:
@@ -1864,6 +1952,8 @@ class _Held:
                     readable(fd, time.monotonic() + PATIENCE)
         for end in ends:
             end.close()
+        if self.process is not None and self.process.workspace is not None:
+            self.process.workspace.close()
 
 
 def _clean_up_dropped(held: _Held, owner: int, name: str) -> None:

@@ -303,6 +303,7 @@ def plan(
     store: bool,
     ranges: Ranges | None,
     secrets: list[tuple[bytes, int]],
+    copies: list[tuple[str, int, int]],
 ) -> dict[str, Any]:
     """The child's plan as marshal data, every key that `_child` reads."""
     return {
@@ -337,6 +338,7 @@ def plan(
         "store": store,
         "ranges": ranges,
         "secrets": secrets,
+        "copies": copies,
         "questions": [],
         "trial": None,
     }

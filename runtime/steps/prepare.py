@@ -48,6 +48,8 @@ class Source:
     readonly: bool
     recursive: bool
     is_directory: bool
+    copied: int = 0
+    """The guest has a copy of it, of so many bytes at most: it is read, and is written when that is synchronised."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ def look_at_bundle(
     binds: dict[int, str] = {}
     for bind in bundle.binds():
         target = f"mnt/{len(binds)}"
-        sources.append(_source(bind.source, target, bind.readonly, bind.recursive))
+        sources.append(_source(bind.source, target, bind.readonly, bind.recursive, bind.copied))
         if not bind.meant:
             _judge_given_away(sources[-1])
         binds[bind.index] = target
@@ -451,7 +453,7 @@ def no_place(target: str, directory: bytes, place: bytes, is_directory: bool) ->
     )
 
 
-def _source(path: bytes, target: str, readonly: bool, recursive: bool) -> Source:
+def _source(path: bytes, target: str, readonly: bool, recursive: bool, copied: int = 0) -> Source:
     try:
         real = os.path.realpath(path, strict=True)
         status = os.stat(real, follow_symlinks=False)
@@ -465,7 +467,16 @@ def _source(path: bytes, target: str, readonly: bool, recursive: bool) -> Source
             hint="make it, or name another in the bundle",
         ) from error
     is_directory = stat.S_ISDIR(status.st_mode)
-    return Source(real, path, file_id(status), target, readonly, recursive and is_directory, is_directory)
+    if copied and not is_directory:
+        raise BadBundle(
+            "the workspace is no directory",
+            step="Prepare",
+            path=real,
+            observed=stat.filemode(status.st_mode)[0],
+            expected="a directory",
+            hint="name the directory that it lies in, or mount the file",
+        )
+    return Source(real, path, file_id(status), target, readonly, recursive and is_directory, is_directory, copied)
 
 
 def _missing(

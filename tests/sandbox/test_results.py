@@ -37,6 +37,8 @@ ODD: Mapping[type[Error], Callable[[type[Any]], Error]] = {
     errors.GuestFailed: lambda kind: kind(3, ("sh", "-c", "exit 3"), "out", b"err"),
     errors.TimeoutExpired: lambda kind: kind(["sleep"], 1.5, b"out", "err"),
     errors.CopyFailed: lambda kind: kind(("cat",), "stdin", OSError(28, "No space left on device"), "out", None),
+    errors.WorkspaceConflict: lambda kind: kind("/work", ["a\udcff", "b", "c", "d"]),
+    errors.SyncFailed: lambda kind: kind("/work", OSError(28, "No space left on device", "a"), pending=True),
     errors.OutputLimit: lambda kind: kind(("yes",), 10, "y\n" * 5, None),
     errors.LifetimeExpired: lambda kind: kind(timeout=2, stdout="out"),
 }

@@ -43,6 +43,7 @@ _NO_PROGRAM = "19_what_is_no_program_is_not_staged"
 _ABOVE_BASE = "25_every_directory_above_the_base_is_judged"
 _KEPT = (("bytes", "rewritten"), ("swap", "another file in its place"), ("another-set", "another release's, whole"),
          ("mode", "another mode"), ("link", "another name"), ("owner", "another owner"))  # fmt: skip
+_WORKSPACE = "tests/sandbox/test_workspace.py"
 _CHANGE = "17_a_change_during_the_copy_is_found"
 
 CASES = (
@@ -113,6 +114,10 @@ CASES = (
     Case("P-note-forged", "a supervisor forges the note of a checkpoint, or leaves foreign names", "F:Untrusted, OK",
          shown=("tests/sandbox/test_checkpoint.py::test_a_supervisor_forges_a_note",
                 "tests/sandbox/test_checkpoint.py::test_foreign_names_never_reach_runsc")),
+    Case("P-workspace-given-away", "a workspace that is the host, ours, or a link to these", "F:Refused",
+         shown=(f"{_WORKSPACE}::test_what_is_no_workspace",)),
+    Case("P-secret-source", "a secret's source that others can read, or may have put there", "F:BadArgument",
+         shown=("tests/sandbox/test_secret_files.py::test_sources_that_are_refused",)),
     Case("P-cwd-deleted", "a relative artifact base in a directory that is gone", "F:BadBase", EVERY,
          _weakness("34_a_relative_base_in_a_deleted_directory")),
     Case("U-proc-absent", "no /proc", "F:StepFailed", ("root",)),
@@ -178,6 +183,17 @@ CASES = (
     Case("C-memfd", "a memfd is executed from inside", "ran, and the record says so",
          shown=_weakness("03_nothing_writable_can_be_executed")),
     # ---- execution and after ----
+    Case("X-workspace-hostile", "a guest leaves links out, devices, set-id bits, holes and deep trees in its workspace",
+         "left out, or refused, and the host as it was", shown=(
+             f"{_WORKSPACE}::test_what_a_guest_leaves", f"{_WORKSPACE}::test_a_file_without_end",
+             f"{_WORKSPACE}::test_a_deep_tree")),
+    Case("X-workspace-full", "a workspace on a full disk is written back", "SyncFailed, and as it was",
+         shown=(f"{_WORKSPACE}::test_a_full_disk",)),
+    Case("X-workspace-killed", "SIGKILL at any call while a workspace is written back", "as it was, or as meant",
+         shown=(f"{_WORKSPACE}::test_a_killed_owner",)),
+    Case("X-workspace-edited", "another edits a workspace before, and while, it is written back",
+         "WorkspaceConflict, and the edit stays", shown=(
+             f"{_WORKSPACE}::test_conflicts", f"{_WORKSPACE}::test_an_edit_while_it_is_written")),
     Case("X-execve", "execve answers ENOEXEC, EACCES, ENOMEM, E2BIG, EIO", "F:ExecFailed",
          shown=_weakness("37_every_answer_of_execve_is_told", "37_a_refused_execve_leaves_the_caller_free")),
     Case("C-child-killed", "the child is killed before it has reported", "F:StepFailed", EVERY),
