@@ -27,6 +27,7 @@ MODEL = ("guards", "table", "invariants", "machine", "replay", "record", "enviro
 RUNTIME = (
     "steps/resolve", "steps/prepare", "steps/stage", "steps/confine", "steps/exec_", "steps/fail", "paths", "_child",
     "cleanup", "_linux", "supervisor", "audit", "elf", "identity", "options", "runsc", "streams", "bundle", "launch",
+    "fields",
 )  # fmt: skip
 OPERATORS = ("check", "operand", "verdict", "call", "finally", "flag", "keyword", "row")
 FILES = (*(f"model/{name}.py" for name in MODEL), *(f"runtime/{name}.py" for name in RUNTIME))
