@@ -184,7 +184,7 @@ def start(link: int, owner: int, image: int, env: dict[bytes, bytes]) -> None:
     A sibling, so that the owner can reap it; a child of runsc would be nobody's once runsc has ended.
 
     It may be killed before it can end the supervisor. So the kernel does, when the attendant's end of a pipe is closed
-    (fcntl(2), F_SETSIG): the owner has the other, and only has to keep it.
+    (fcntl(2), F_SETSIG): the owner has the other, and only has to keep it. Spec: SandboxLife!SupDies, Ends, Exits.
     """
     pid = os.getpid()
     supervisor = os.pidfd_open(pid)

@@ -277,7 +277,10 @@ class Attendant:
                     self._ends(pidfd)
 
     def dismiss(self) -> None:
-        """End it and its commands, after the supervisor. What interrupts this leaves it to be done again."""
+        """End it and its commands, after the supervisor. What interrupts this leaves it to be done again.
+
+        Spec: SandboxLife!CloseDismisses, CloseGivesUp.
+        """
         self.theirs.close()
         self.hang_up()
         if self._pidfd is None and self._ours.fileno() >= 0:

@@ -933,9 +933,8 @@ class Sandbox:
                 if not self._await_resumed(deadline):
                     return None
                 with self._starting():
-                    if (
-                        self._gate is not None and not self.closed
-                    ):  # closed since; and who has closed it sees now that this one starts, or not
+                    # Closed since; and who has closed it sees this one among those that start, or none.
+                    if self._gate is not None and not self.closed:
                         continue
                     words = self._send(held, args, pipes, env, cwd, user)
                     (command,) = held
@@ -964,7 +963,10 @@ class Sandbox:
 
     @contextmanager
     def _starting(self) -> Iterator[None]:
-        """A command is about to start: until it is one of `_commands` nobody may take its process for another's."""
+        """A command is about to start: until it is one of `_commands` nobody may take its process for another's.
+
+        Spec: SandboxLife!Marks, Withdraws.
+        """
         mark = object()
         try:
             self._starts.add(mark)
@@ -1014,7 +1016,7 @@ class Sandbox:
             command.close()
 
     def _refuse(self, words: tuple[str, ...], command: Command, pipes: Pipes) -> NoReturn:
-        """runsc ended without having started the process: raise why."""
+        """runsc ended without having started the process: raise why. Spec: SandboxLife!HearsRefusal."""
         try:
             command.ended(time.monotonic() + PATIENCE)
         except SandboxGone as error:
@@ -1405,7 +1407,7 @@ class Sandbox:
             gate.close()
 
     def _await_resumed(self, deadline: float | None) -> bool:
-        """Wait while it is paused, and lives; False when `deadline` came first."""
+        """Wait while it is paused, and lives; False when `deadline` came first. Spec: SandboxLife!Comes."""
         while (gate := self._gate) is not None:
             with gate.use() as fd, self._process.use() as pidfd:
                 if fd < 0:
@@ -1453,8 +1455,15 @@ class Sandbox:
                 self._open_gate()
 
     def _checkpoint(self, directory: HostPath, *, leave_running: bool) -> None:
-        """The same, with the gate closed: no command starts until it is done."""
-        if not self._await_starts(agents=True) or self._running():
+        """The same, with the gate closed: no command starts until it is done.
+
+        Spec: SandboxLife!CkptLooks, CkptWrites.
+        """
+        quiet = self._await_starts(agents=True)
+        for process in self._known():
+            with suppress(RunscFailed):  # which is for its own caller to hear
+                process._ended(time.monotonic())  # one whose client was killed unheard of is in the guest still
+        if not quiet or self._running():
             raise RunscFailed(
                 "runsc checkpoint: a command runs, and its streams cannot be kept", hint="wait for it, or end it"
             )
@@ -1488,7 +1497,7 @@ class Sandbox:
     def _end_tree(self, command: Command, alone: Callable[[], bool]) -> None:
         """End what `command` has started in the guest, or, where that cannot be had, the sandbox.
 
-        `alone`: no other command has run at any time while it did.
+        `alone`: no other command has run at any time while it did. Spec: SandboxLife!TimesOut.
         """
         deadline = time.monotonic() + TREE_PATIENCE
         try:
@@ -1515,8 +1524,12 @@ class Sandbox:
 
     def _running(self) -> "list[GuestProcess[Any]]":
         """The commands that have not ended."""
+        return [process for process in self._known() if process.runs]
+
+    def _known(self) -> "list[GuestProcess[Any]]":
+        """The commands that somebody holds."""
         known = [reference() for reference in self._commands.valuerefs()]
-        return [process for process in known if process is not None and process.runs]
+        return [process for process in known if process is not None]
 
     def _tree(
         self, command: Command, alone: Callable[[], bool], stopped: set[int], doubted: set[int]
@@ -1749,7 +1762,10 @@ class GuestProcess(Generic[AnyStr]):
         return code
 
     def _ended(self, deadline: float | None) -> int | None:
-        """The returncode; None when `deadline` came first. Several threads, and handlers, may ask at once."""
+        """The returncode; None when `deadline` came first. Several threads, and handlers, may ask at once.
+
+        Spec: SandboxLife!HearsStatus, HearsEnd.
+        """
         if self.returncode is None and not self.command.runs(deadline) and self._command_ended():
             code = self.command.returncode
             assert code is not None
@@ -1764,6 +1780,8 @@ class GuestProcess(Generic[AnyStr]):
         """Somebody killed runsc's client of the command, which runs on in the guest: end it too, and say so.
 
         Whom it started, and whom a command that came since, nobody can tell apart any more.
+
+        Spec: SandboxLife!AfterLoss.
         """
         if self._lost is None:
             self._sandbox._see_that_it_lives()
@@ -1936,7 +1954,10 @@ class _Held:
         self.attendant = attendant
 
     def clean_up(self) -> None:
-        """End and close it all. Each part can be done again, so that all of it can, wherever it was interrupted."""
+        """End and close it all. Each part can be done again, so that all of it can, wherever it was interrupted.
+
+        Spec: SandboxLife!CloseBegins, CloseKills, CloseReaps, CloseReturns.
+        """
         self.attendant.hang_up()
         self.attendant.await_end()
         if self.process is not None:

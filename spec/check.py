@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 MANIFEST = HERE / "manifest.json"
 DUMPED = "MCGVisorRuntime"
 """The configuration whose graph is committed; the one run of it gives both."""
-COVERED = (DUMPED, "ConcurrentCollects")
+COVERED = (DUMPED, "ConcurrentCollects", "life-safety")
 """One configuration of each module in which every action must be taken: a small one, for counting takes long."""
 SAFETY: str = "safety"
 LIVENESS: str = "liveness"

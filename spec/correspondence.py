@@ -31,7 +31,7 @@ from nucleus_gvisor.spec import check, tlc
 HERE = Path(__file__).resolve().parent
 DOCUMENT = HERE / "CORRESPONDENCE.md"
 MODULE, CONFIG = "GVisorRuntime", "MCGVisorRuntime.cfg"
-PARSED: Mapping[str, tuple[str, ...]] = {MODULE: ("AbstractGVisor",), "Concurrent": ()}
+PARSED: Mapping[str, tuple[str, ...]] = {MODULE: ("AbstractGVisor",), "Concurrent": (), "SandboxLife": ()}
 """Modules that SANY is asked about, with those that they need. Only their operators can be cited."""
 
 TABLE, ENVIRONMENT, GUARDS = "model/table.py", "model/environment.py", "model/guards.py"

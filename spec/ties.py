@@ -94,7 +94,9 @@ def configuration(one: check.Configuration, shown: dict[str, check.Expected], wr
     wrong = [] if write else [*check.findings(one, seen, verdict)]
     refuted, refutable = (frozenset(map(str, _violated(part))) for part in (seen, one.expected))
     found = {}
-    for tie in _kinds(one) | {tie for tie, _ in wrong}:
+    # Written anew it may be asked about what nobody expected.
+    asked = {check.kind(name) for name in check.checks(one.path)} if write else set[str]()
+    for tie in _kinds(one) | asked | {tie for tie, _ in wrong}:
         ours = frozenset(name for name in check.checks(one.path) if check.kind(name) == tie)
         figures: dict[str, int | frozenset[str]] = {
             "configurations": 1,

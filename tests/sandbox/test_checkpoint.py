@@ -36,11 +36,12 @@ from nucleus_gvisor.runtime import (
     image,
 )
 from nucleus_gvisor.runtime import _linux as linux
+from nucleus_gvisor.runtime.capture import readable
 from nucleus_gvisor.runtime.identity import Identity
 from nucleus_gvisor.runtime.paths import file_id, judge_directory
 from tests.e2e import launching
 from tests.e2e.launching import Caller
-from tests.sandbox.conftest import MakeSandbox, Options
+from tests.sandbox.conftest import MakeSandbox, Options, client
 
 pytestmark = pytest.mark.real
 
@@ -214,6 +215,19 @@ def test_a_command_that_is_being_started(new_options: Options, base: Path) -> No
         box.checkpoint(base / "image", leave_running=True)
     with Sandbox.restore(base / "image", **new_options) as again:
         assert again.exec("echo", "restored").stdout == "restored\n"
+
+
+def test_a_command_whose_client_was_killed(new_options: Options, base: Path) -> None:
+    """Nobody has heard of it, and its process runs on: it is ended first, or its streams would be in the image."""
+    with Sandbox(**new_options) as box:
+        process = box.popen(["sleep", "60"])
+        os.kill(client(), signal.SIGKILL)
+        assert readable(process.command.channel, time.monotonic() + 30)
+        box.checkpoint(base / "image", leave_running=True)
+        with pytest.raises(RunscFailed, match="client of the command was killed"):
+            process.wait()
+    with Sandbox.restore(base / "image", **new_options) as again:
+        assert [process.pid for process in again.ps()] == [1]
 
 
 def test_a_command_that_comes_while_an_image_is_written(
