@@ -108,7 +108,7 @@ PYTHON = {
     "dangling in a test": ("tests/conftest.py", '"""', '"""' + CITED + "Wish. ",
                            r"tests/conftest.py:1: cites GVisorRuntime!Wish, which does not exist"),
     "unparsed module": (RESOLVE, CITED + "Resolve.", CITED + "Resolve. Spec: Trace!Take.",
-                        r"cites Trace!Take: only GVisorRuntime, Concurrent can be cited"),
+                        r"cites Trace!Take: only GVisorRuntime, Concurrent, SandboxLife can be cited"),
     "in a comment": (RESOLVE, "    search = Search()", f"    search = Search()  # {CITED}Resolve",
                      r"resolve.py:\d+: cites GVisorRuntime!Resolve in a comment: a citation belongs in a docstring"),
     "not cited": (RESOLVE, CITED + "Resolve.", "",
