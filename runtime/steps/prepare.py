@@ -459,12 +459,12 @@ def _source(path: bytes, target: str, readonly: bool, recursive: bool, copied: i
         status = os.stat(real, follow_symlinks=False)
     except OSError as error:
         raise BadBundle(
-            "a path of the bundle is not there",
+            "what the guest is to see is not there",
             step="Prepare",
             path=path,
             observed=error.strerror,
             expected="a file or directory of the host",
-            hint="make it, or name another in the bundle",
+            hint="make it, or name another",
         ) from error
     is_directory = stat.S_ISDIR(status.st_mode)
     if copied and not is_directory:
