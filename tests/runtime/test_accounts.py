@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -156,3 +157,31 @@ def test_a_name_that_hosts_cannot_have(name: str) -> None:
     """It adds no line, and no other name."""
     text = etc.names(uid=0, gid=0, hostname=name, resolver=False)["hosts"][1].decode()
     assert text == "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+
+
+@pytest.mark.parametrize("user", [True, None, 1.5, b"root", (1,), (1, 2, 3), ["root"]])
+def test_what_is_no_user(root: Path, user: Any) -> None:
+    """It is a mistake of the program's, and said before anything is looked for."""
+    with pytest.raises(TypeError, match="user must be"):
+        found(root).find(user)
+
+
+@pytest.mark.parametrize("user", ["4294967295", "1:4294967295", "0" * 11])
+def test_numbers_that_no_process_has(root: Path, user: str) -> None:
+    """As text."""
+    with pytest.raises(BadArgument, match=r"user refused.*numbers from 0 to 4294967294"):
+        found(root).find(user)
+
+
+def test_a_host_with_little_in_etc(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there is shown as it is: a plain file as a copy, up to a size; what is not there is left away."""
+    monkeypatch.setattr(etc, "TARGET", os.fspath(base / "none"))
+    tree = etc.generated(uid=0, gid=0, hostname="box", resolver=True)
+    assert not tree.sources and not {"localtime", "timezone", "resolv.conf"} & {*tree.files, *tree.links}
+    monkeypatch.setattr(etc, "TARGET", os.fspath(base))
+    (base / "localtime").write_bytes(b"TZif")
+    (base / "timezone").write_bytes(b"x" * (etc.MAX_FILE + 1))
+    os.mkfifo(base / "resolv.conf")
+    tree = etc.generated(uid=0, gid=0, hostname="box", resolver=True)
+    assert tree.files["localtime"] == (0o644, b"TZif")
+    assert not {"timezone", "resolv.conf"} & set(tree.files)
