@@ -203,6 +203,9 @@ def main() -> None:
         firsts = [very_first(runsc, scratch) for _ in range(max(1, rounds // 4))]
         warm()
         ratio('warm run(["true"]) against bare runsc', 1.15, pairs(alone, partial(milliseconds, warm), rounds))
+        bare_guest = partial(milliseconds, partial(run, ["true"], runsc=runsc, etc="none"))
+        without, with_, _ = pairs(bare_guest, partial(milliseconds, warm), rounds)
+        figure("what a guest's own /etc, HOME and workspace add to it", with_ - without, "ms", "at most 3")
         ratio("first call in a process", 1.6, pairs(alone, partial(first_call, runsc), rounds))
         cold = partial(milliseconds, partial(command, runsc, "run", "--", "true"))
         ratio("cold command line", 2.5, pairs(alone, cold, rounds))

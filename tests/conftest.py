@@ -1,6 +1,7 @@
 """Fixtures that all tests share. What they need and cannot find makes a test fail, never skip."""
 
 import pwd
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +20,14 @@ from tests.support.modes import Mode
 # A deadline measures the machine, not the code: one that is busy with a sandbox is slow now and then.
 settings.register_profile("nucleus-gvisor", deadline=None, print_blob=True)
 settings.load_profile("nucleus-gvisor")
+
+
+# Whoever starts the tests may ignore signals (nohup, the background of a script), and what they start would ignore them too.
+for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM, signal.SIGTSTP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:

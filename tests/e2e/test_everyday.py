@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Release
-from tests.support.modes import ROOT_MODE, Mode
+from tests.conftest import PLACES, Release, release_of
+from tests.support.modes import NAMES, Mode
 from tests.support.pins import pin_of
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -171,14 +171,23 @@ def able(table: Mapping[str, str], release: Release) -> dict[str, str]:
     return {name: text for name, text in table.items() if name not in LACKS[release.platform]}
 
 
-def test_programs(release: Release, modes: Mapping[str, Mode]) -> None:
-    """As the guest's ordinary user, with no capability."""
-    assert failing(modes[ROOT_MODE], release, able(SHELL, release), "user", "none") == {}
+def combinations() -> list[object]:
+    """Release, kind of caller, and who the guest's user is: in every run each pair of values, the others a campaign."""
+    found: list[object] = []
+    for number, name in enumerate(PLACES):
+        for turn, caller in enumerate(NAMES):
+            for user in ("user", "root"):
+                everyday = ((number + turn) % len(NAMES) == 0) == (user == "user")
+                found.append(pytest.param(name, caller, user, marks=() if everyday else pytest.mark.campaign))
+    return found
 
 
-def test_programs_of_root(release: Release, mode: Mode) -> None:
-    """As the guest's root, with what Docker gives it; it is the same for every kind of caller."""
-    assert failing(mode, release, able(DOCKER, release), "root", "docker") == {}
+@pytest.mark.parametrize(("name", "caller", "user"), combinations())
+def test_programs(name: str, caller: str, user: str, modes: Mapping[str, Mode]) -> None:
+    """As the guest's ordinary user with no capability, and as its root with what Docker gives it."""
+    release = release_of(name)
+    table, capabilities = (SHELL, "none") if user == "user" else (DOCKER, "docker")
+    assert failing(modes[caller], release, able(table, release), user, capabilities) == {}
 
 
 @pytest.mark.campaign
