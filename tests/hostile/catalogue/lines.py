@@ -51,8 +51,11 @@ class Tracer:
             line = (os.getpid() != self.caller, frame.f_code.co_filename[len(PACKAGE) :], frame.f_lineno)
             if self.wanted is None and line not in self._seen:
                 self._seen.add(line)
+                # What the child writes must not be written over by us: each has a half. It may begin in a hook of ours,
+                # before any that is registered here.
+                if line[0] and self.told.tell() < ROOM // 2:
+                    self.told.seek(ROOM // 2)
                 self.told.write(json.dumps(line).encode() + b"\n")
-                # What the child writes must not be written over by us: each has a half.
             elif line == self.wanted:
                 sys.settrace(None)
                 self.told[0] = 1
@@ -109,12 +112,6 @@ def lines(given: dict[str, Any]) -> list[Line]:
 
     def look() -> object:
         tracer = Tracer(None, KeyboardInterrupt)
-
-        def split() -> None:
-            if os.getppid() == tracer.caller:
-                tracer.told.seek(ROOM // 2)
-
-        os.register_at_fork(after_in_child=split)  # an os.fork of ours would have the launch start an interpreter
         ended = traced(given | {"id": "look"}, tracer)
         assert ended == "0", ended
         halves = (tracer.told[: ROOM // 2], tracer.told[ROOM // 2 :])
