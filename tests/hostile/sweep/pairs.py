@@ -6,6 +6,7 @@ interrupted, in the middle. A fork of this process begins an ending, and from th
 """
 
 import ctypes
+import gc
 import os
 import select
 import signal
@@ -90,8 +91,10 @@ def end(work: Work, base: Path, number: int, at: Collection[int], seconds: float
     before = launching.descendants(os.getpid())
     mark, (reader, writer) = Mark(), os.pipe()
     ended = Ended()
+    gc.collect()
     pid = os.fork()
     if pid == 0:
+        gc.disable()  # what earlier tests have left is not ended here, where an interrupt of it is printed and forgotten
         _worked(work, mark, writer)
     os.close(writer)
     try:
