@@ -94,7 +94,7 @@ def end(work: Work, base: Path, number: int, at: Collection[int], seconds: float
     gc.collect()
     pid = os.fork()
     if pid == 0:
-        gc.disable()  # what earlier tests have left is not ended here, where an interrupt of it is printed and forgotten
+        gc.disable()  # what earlier tests have left is not ended here: an interrupt of that is printed and forgotten
         _worked(work, mark, writer)
     os.close(writer)
     try:
