@@ -29,12 +29,11 @@ coverage: setup-test ## The same tests, measured (long); fails where model/ or r
 	$(BIN)/coverage report --include='model/*,runtime/*' --fail-under=100 >/dev/null || status=$$?; exit $$status
 
 # In two processes, because a launch waits for others most of the time; each without threads, because a launch from a
-# process with threads goes another way (pytest-xdist's workers have some). The shell ignores SIGINT for what runs beside,
-# as whoever has us run in the background does for all.
+# process with threads goes another way (pytest-xdist's workers have some).
 HALF = tests/hostile tests/sandbox
 # Under --cov each collects what its own children have left beside its file, and would take the other's.
 MEASURED = $(CURDIR)/.venv/coverage
-TESTS = pytest="env --default-signal=INT,QUIT $${PYTEST:-$(BIN)/pytest}"; status=0; \
+TESTS = pytest="$${PYTEST:-$(BIN)/pytest}"; status=0; \
 	COVERAGE_FILE=$(MEASURED)/half $$pytest -m "not campaign" $(HALF) >.venv/half.log 2>&1 & half=$$!; \
 	COVERAGE_FILE=$(MEASURED)/rest $$pytest -m "not campaign" $(addprefix --ignore=,$(HALF)) || status=$$?; \
 	wait $$half || status=$$?; cat .venv/half.log; [ $$status = 0 ]

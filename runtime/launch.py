@@ -35,7 +35,7 @@ from nucleus_gvisor.model.machine import LaunchMachine, fresh
 from nucleus_gvisor.model.record import TransitionRecord, set_digest
 from nucleus_gvisor.model.states import TERMINAL, LaunchState
 from nucleus_gvisor.model.table import CONFINE, STAGE, failure_row
-from nucleus_gvisor.runtime import _child, image, interpreter, kept, retention, runsc, workspace, writeback
+from nucleus_gvisor.runtime import _child, image, interpreter, kept, retention, runsc, workspace
 from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.audit import Record
 from nucleus_gvisor.runtime.bundle import HostPath, OciBundle
@@ -916,6 +916,8 @@ class Launch:
         if source is None:
             return {}
         if not self.place.shared:
+            from nucleus_gvisor.runtime import writeback  # which most launches do without
+
             for path, error in writeback.recover(self.place.base):
                 if error is not None and os.fsencode(path) == source.path:
                     raise StepFailed(

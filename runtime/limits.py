@@ -31,9 +31,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nucleus_gvisor.model.errors import BadArgument
 from nucleus_gvisor.runtime.errors import LimitUnavailable
-from nucleus_gvisor.runtime.options import Enforcement
+from nucleus_gvisor.runtime.options import Enforcement, unfit
 
 PREFIX = "nucleus-gvisor-"
 LIST = "cgroups"
@@ -79,9 +78,9 @@ class Limits:
         try:
             object.__setattr__(self, "enforcement", Enforcement(self.enforcement))
         except ValueError:
-            raise _bad("limits", self.enforcement, "required or best_effort") from None
+            raise unfit("limits", self.enforcement, "required or best_effort") from None
         if self.enforcement is Enforcement.OFF:
-            raise _bad("limits", self.enforcement, "required or best_effort")
+            raise unfit("limits", self.enforcement, "required or best_effort")
 
     def with_those_of(self, bundle: Mapping[str, int | float]) -> "Limits":
         """These and a bundle's: of two for the same, the lower."""
@@ -106,21 +105,11 @@ class Limits:
         return place is None or not place.unified
 
 
-def _bad(name: str, value: object, expected: str) -> BadArgument:
-    return BadArgument(
-        f"{name} refused",
-        step="Resolve",
-        observed=repr(value)[:120],
-        expected=expected,
-        hint=f"leave {name} away to have its default",
-    )
-
-
 def _judge(name: str, value: Any, least: float, most: float) -> None:
     whole = name in (MEMORY, PIDS_LIMIT, DISK)
     fits = isinstance(value, int) and not isinstance(value, bool) if whole else isinstance(value, int | float)
     if value is not None and not (fits and least <= value <= most):  # nan is not either
-        raise _bad(name, value, f"{'a whole number' if whole else 'a number'} from {least} to {most}")
+        raise unfit(name, value, f"{'a whole number' if whole else 'a number'} from {least} to {most}")
 
 
 # ---- where cgroups can be made ----

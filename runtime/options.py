@@ -136,6 +136,17 @@ def judge_id(container_id: str) -> str:
     return container_id
 
 
+def unfit(name: str, value: object, expected: str) -> BadArgument:
+    """The error for an option whose value is not what it may be."""
+    return BadArgument(
+        f"{name} refused",
+        step="Resolve",
+        observed=repr(value)[:120],
+        expected=expected,
+        hint=f"leave {name} away to have its default",
+    )
+
+
 def judge_pin(pin: str) -> str:
     """The pin as 64 lower-case hex digits, or BadArgument."""
     text = pin.lower().removeprefix("sha256:") if isinstance(pin, str) else ""

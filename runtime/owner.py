@@ -16,7 +16,6 @@ from nucleus_gvisor.runtime import _linux as linux
 from nucleus_gvisor.runtime.cleanup import collect, components, owner_lives, read_lock
 from nucleus_gvisor.runtime.identity import Identity
 from nucleus_gvisor.runtime.paths import enter, open_base
-from nucleus_gvisor.runtime.writeback import recover
 
 PATIENCE = 30.0
 
@@ -109,6 +108,8 @@ def gc(base: os.PathLike[str] | None = None) -> list[str]:
 
     What killed processes had begun to write to a workspace is finished or undone: its path is named too.
     """
+    from nucleus_gvisor.runtime.writeback import recover  # which nothing else here needs
+
     directory, locks, path, shared = _locks(base)
     try:
         # Below a directory that others write no journal is made, and none is believed.

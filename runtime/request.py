@@ -39,6 +39,7 @@ from nucleus_gvisor.runtime.options import (
     NetworkMode,
     Platform,
     Writable,
+    unfit,
 )
 from nucleus_gvisor.runtime.secret_files import SecretSource
 from nucleus_gvisor.runtime.secret_files import secret_files as secrets_of
@@ -278,14 +279,14 @@ def workspace_of(directory: HostPath | None, mode: object, size: object) -> tupl
     try:
         how = WorkspaceMode(mode)  # type: ignore[arg-type]
     except ValueError:
-        raise _unfit_workspace("workspace_mode", mode, ", ".join(WorkspaceMode)) from None
+        raise unfit("workspace_mode", mode, ", ".join(WorkspaceMode)) from None
     if size is not None and (type(size) is not int or not 1 << 16 <= size <= 1 << 50):
-        raise _unfit_workspace("workspace_size", size, "a number of bytes, from 64 KiB on")
+        raise unfit("workspace_size", size, "a number of bytes, from 64 KiB on")
     if directory is None or how is not WorkspaceMode.COPY:
         if size is not None:
-            raise _unfit_workspace("workspace_size", size, "a workspace that is copied")
+            raise unfit("workspace_size", size, "a workspace that is copied")
         if directory is None and how is not WorkspaceMode.COPY:
-            raise _unfit_workspace("workspace_mode", mode, "a workspace")
+            raise unfit("workspace_mode", mode, "a workspace")
     if directory is None:
         return [], 0
     mount = Mount(source=os.path.abspath(os.fsdecode(directory)), target=WORKSPACE, readonly=how is WorkspaceMode.RO)
@@ -297,20 +298,10 @@ def sync_of(asked: object, copied: int) -> Sync:
     try:
         sync = Sync(asked)  # type: ignore[arg-type]
     except ValueError:
-        raise _unfit_workspace("sync", asked, ", ".join(Sync)) from None
+        raise unfit("sync", asked, ", ".join(Sync)) from None
     if sync is not Sync.NEVER and not copied:
-        raise _unfit_workspace("sync", sync.value, "a workspace that is copied")
+        raise unfit("sync", sync.value, "a workspace that is copied")
     return sync
-
-
-def _unfit_workspace(name: str, value: object, expected: str) -> BadArgument:
-    return BadArgument(
-        f"{name} refused",
-        step="Resolve",
-        observed=repr(value)[:120],
-        expected=expected,
-        hint=f"leave {name} away to have its default",
-    )
 
 
 def words_of(first: Words, more: Sequence[HostPath]) -> Sequence[HostPath]:

@@ -132,6 +132,8 @@ TREE_PATIENCE = 10.0
 """Seconds after which a command that cannot be ended is ended with its whole sandbox."""
 OURS = 0x7FFF_6E67
 """The user that reads /proc in the guest: no command's, so that none can signal what does, or pass for it."""
+_PROCESS = ("--process", "/proc/self/fd/3", "--internal-pid-file", "/proc/self/fd/4")
+"""runsc's arguments for an `exec` that reads what it is to start, and says its number."""
 QUIET, GLANCE = 2.0, 0.002
 """Seconds for the commands that are being started to have started, and between two looks."""
 TICK = 0.01
@@ -1050,12 +1052,12 @@ class Sandbox:
         """runsc's arguments for every command: the process is in a file, for a command line is everybody's to read."""
         release = self._process.release
         apart = map(os.fsdecode, _attendant.APART if release is not None and release.has("stderr-apart") else ())
-        return self._command("exec", *apart, "--process", "/proc/self/fd/3", "--internal-pid-file", "/proc/self/fd/4")
+        return self._command("exec", *apart, *_PROCESS)
 
     @property
     def _exec_on_terminal(self) -> list[bytes]:
         """The same where all its streams are a terminal, which runsc looks for on its own."""
-        return self._command("exec", "--process", "/proc/self/fd/3", "--internal-pid-file", "/proc/self/fd/4")
+        return self._command("exec", *_PROCESS)
 
     def _command(self, *words: str) -> list[bytes]:
         """runsc's argument vector for a command on this sandbox: the launch's own flags, and its container id last."""

@@ -233,6 +233,22 @@ def copied(source: int, target: int, limit: int) -> tuple[int, bytes]:
     return size - left, digest.digest()
 
 
+def new_file(
+    source: int, above: int, name: bytes, mode: int, limit: int, owner: tuple[int, int] | None = None
+) -> tuple[int, bytes, bool]:
+    """Have the open regular file's bytes and time in a new file: how many, their digest, and is it `owner`'s."""
+    status = os.fstat(source)
+    target = linux.open(name, NEW, 0o600, dir_fd=above)
+    try:
+        size, digest = copied(source, target, limit)
+        given = owner is None or give(target, owner)
+        os.fchmod(target, mode)
+        os.utime(target, ns=(status.st_mtime_ns, status.st_mtime_ns))
+        return size, digest, given
+    finally:
+        linux.close(target)
+
+
 def give(path: int | bytes, owner: tuple[int, int], folder: int | None = None) -> bool:
     """Have what is open, or lies in `folder`, belong to user and group, as far as the caller may: does it."""
     uid, gid = owner
@@ -323,13 +339,7 @@ class Copy:
                 if not stat.S_ISREG((status := os.fstat(source)).st_mode):
                     raise OSError(errno.ESTALE, "another thing lies there than a moment ago")
                 entry.host = state_of(status)
-                target = linux.open(name, NEW, 0o600, dir_fd=above)
-                try:
-                    entry.size, entry.content = copied(source, target, self._size)
-                    os.fchmod(target, status.st_mode & MODES)
-                    os.utime(target, ns=(status.st_mtime_ns, status.st_mtime_ns))
-                finally:
-                    linux.close(target)
+                entry.size, entry.content, _ = new_file(source, above, name, status.st_mode & MODES, self._size)
             finally:
                 linux.close(source)
         return entry

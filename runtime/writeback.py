@@ -40,12 +40,11 @@ from nucleus_gvisor.runtime.workspace import (
     FILE,
     FOLDER,
     MODES,
-    NEW,
     Entry,
     State,
-    copied,
     give,
     is_below_left_out,
+    new_file,
     open_folder,
     opened_file,
     state_of,
@@ -613,18 +612,13 @@ class Writing:
             finally:
                 linux.close(folder)
             try:
-                if not stat.S_ISREG((status := os.fstat(source)).st_mode):
+                if not stat.S_ISREG(os.fstat(source).st_mode):
                     raise OSError(errno.ESTALE, "the guest has changed it meanwhile", os.fsdecode(path))
-                target = linux.open(name, NEW, 0o600, dir_fd=above)
-                try:
-                    made.size, made.content = copied(source, target, self._left)
-                    self._left -= made.size
-                    if not give(target, self._owner(path, entry)):
-                        self._owners.append(os.fsdecode(path))
-                    os.fchmod(target, entry.mode)
-                    os.utime(target, ns=(status.st_mtime_ns, status.st_mtime_ns))
-                finally:
-                    linux.close(target)
+                owner = self._owner(path, entry)
+                made.size, made.content, given = new_file(source, above, name, entry.mode, self._left, owner)
+                self._left -= made.size
+                if not given:
+                    self._owners.append(os.fsdecode(path))
             finally:
                 linux.close(source)
         return made

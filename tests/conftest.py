@@ -22,7 +22,8 @@ settings.register_profile("nucleus-gvisor", deadline=None, print_blob=True)
 settings.load_profile("nucleus-gvisor")
 
 
-# Whoever starts the tests may ignore signals (nohup, a script's background): what they start would ignore them too.
+# Whoever starts the tests may ignore signals (nohup; a shell's background, in which `make test` has half of them), and
+# what they start would ignore them too.
 for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM, signal.SIGTSTP):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, signal.SIG_DFL)

@@ -249,7 +249,7 @@ def test_an_attendant_that_does_not_end(make: MakeSandbox, monkeypatch: pytest.M
     assert client() in before and process.runs
     os.kill(box._attendant._pid, signal.SIGSTOP)
     box.close()
-    assert [pid for pid in before if _runs(pid)] == []  # none is left when it returns, and not a moment later
+    assert launching.still(before) == {}  # none is left when it returns, and not a moment later
     box = make()
     before = launching.descendants(os.getpid())
     monkeypatch.setattr(attendant.Attendant, "_ends", interrupted)
@@ -263,13 +263,6 @@ def test_an_attendant_that_does_not_end(make: MakeSandbox, monkeypatch: pytest.M
     monkeypatch.setattr(attendant.Attendant, "_ends", lambda self, pidfd: with_room(0, ends, self, pidfd))
     box.close()
     assert launching.gone(before) == {}
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 def with_room(count: int, function: Callable[..., Result], *args: object) -> Result:
